@@ -1,0 +1,82 @@
+"""What every data set looks like to the trainer: a length, and a batch of bytes for given indices."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+IN_MEMORY_LIMIT = 4 * 2**30
+"""Bytes of decoded images that are kept in memory; a larger data set is decoded batch by batch, by worker processes."""
+
+Indices = Sequence[int] | Tensor
+
+
+class DataError(ValueError):
+    """The images cannot be used as they are. The message says which, why, and what to do."""
+
+
+class ImageDataset:
+    """A fixed, indexable set of images, all of one size.
+
+    A subclass sets the attributes and implements `fetch`. `in_memory` says that `fetch` costs next to nothing, so that no
+    worker process is worth its core.
+    """
+
+    name: str
+    image_size: int
+    channels: int
+    in_memory: bool = True
+    labels: Tensor | None = None
+    """(N,) class indices, or None where the source tells no classes."""
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def fetch(self, indices: Indices) -> Tensor:
+        """Images at `indices` as uint8 (B, C, H, W) on the CPU, in the order asked for. IndexError if one is out of range."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        size = self.image_size
+        return f"{type(self).__name__}({self.name!r}, {len(self)} images, {self.channels} x {size} x {size})"
+
+
+class TensorDataset(ImageDataset):
+    """Images already decoded: `images` is uint8 (N, C, S, S)."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        *,
+        name: str = "tensor",
+        labels: Tensor | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
+            raise DataError(f"images must be uint8 (N, C, S, S), got {images.dtype} {tuple(images.shape)}")
+        if len(images) == 0:
+            raise DataError(f"{name}: no images")
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise DataError(f"labels must be ({len(images)},), one for each image, got {tuple(labels.shape)}")
+        self.images = images
+        self.name = name
+        self.channels, self.image_size = images.shape[1], images.shape[2]
+        self.labels = labels
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fetch(self, indices: Indices) -> Tensor:
+        return self.images[check_indices(indices, len(self))]
+
+
+def check_indices(indices: Indices, length: int) -> Tensor:
+    """`indices` as an int64 tensor (B,), each of them in [0, length)."""
+    index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+    if len(index) and not (0 <= int(index.min()) and int(index.max()) < length):
+        raise IndexError(
+            f"index out of range: this data set has {length} images, numbered from 0 to {length - 1}"
+        )
+    return index
