@@ -1,8 +1,14 @@
 """Images to train on: procedural shapes, CIFAR-10, folders and zips, and the endless stream of batches."""
 
+import os
 from pathlib import Path
 
-from .base import DataError, ImageDataset, TensorDataset
+from .archives import open_archive
+from .base import DataError, ImageDataset, TensorDataset, check_format
+from .cifar10 import load_cifar10
+from .files import ImageFiles, load_files
+from .hub import HubImages
+from .labels import read_labels
 from .shapes import Shapes
 from .stream import BatchStream
 
@@ -10,7 +16,7 @@ __all__ = ["BatchStream", "DataError", "ImageDataset", "Shapes", "TensorDataset"
 
 
 def open_dataset(
-    source: str = "shapes",
+    source: str | Path = "shapes",
     *,
     image_size: int = 32,
     channels: int = 3,
@@ -19,17 +25,36 @@ def open_dataset(
     """Open a data set by name or path.
 
     Args:
-        source: "shapes" (procedural, needs nothing), "cifar10" (downloaded once, checked), "hf:NAME" (through Hugging Face
-            `datasets`, an extra), or the path of a folder or .zip of images.
-        image_size: side in pixels; images are scaled to their shorter side and cropped in the centre.
+        source: "shapes" (procedural, needs nothing), "cifar10" (downloaded once, checked), "hf:NAME" (through
+            Hugging Face `datasets`, an extra), or the path of a folder or .zip of images, nested in any way.
+        image_size: side in pixels. The largest centred square of an image is scaled to it.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
-        cache: where downloads and decoded images are kept; None means the user's cache folder.
+        cache: where downloads and decoded images are kept (it can be deleted at any time); None means
+            `vitgan` in the user's cache folder.
 
     Raises:
         DataError: there is nothing usable at `source`; the message says why.
     """
+    check_format(image_size, channels)
+    source = os.fspath(source)
+    cache = Path(cache) if cache is not None else _user_cache()
     if source == "shapes":
         return Shapes(image_size, channels)
-    raise DataError(
-        f"no data set at {source!r}: give 'shapes', 'cifar10', 'hf:NAME', or the path of a folder or .zip of images"
-    )
+    if source == "cifar10":
+        return load_cifar10(cache, image_size, channels)
+    if source.startswith("hf:"):
+        hub = HubImages(source.removeprefix("hf:"))
+        files = ImageFiles(hub, image_size, channels, name=source, labels=hub.labels)
+        return load_files(files, cache)
+    path = Path(source).expanduser()
+    if not source or not path.exists():
+        raise DataError(
+            f"no data at {source!r}: no such folder or .zip, nor is it one of 'shapes', 'cifar10', 'hf:NAME'"
+        )
+    archive = open_archive(path)
+    files = ImageFiles(archive, image_size, channels, name=path.resolve().name, labels=read_labels(archive))
+    return load_files(files, cache)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitgan"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 IN_MEMORY_LIMIT = 4 * 2**30
-"""Bytes of decoded images that are kept in memory; a larger data set is decoded batch by batch, by worker processes."""
+"""Bytes of decoded images that are kept in memory; larger data sets are decoded batch by batch."""
 
 Indices = Sequence[int] | Tensor
 
@@ -18,8 +18,15 @@ class DataError(ValueError):
 class ImageDataset:
     """A fixed, indexable set of images, all of one size.
 
-    A subclass sets the attributes and implements `fetch`. `in_memory` says that `fetch` costs next to nothing, so that no
-    worker process is worth its core.
+    A subclass sets the attributes and implements `__len__` and `fetch`.
+
+    Attributes:
+        name: for logs.
+        image_size: side in pixels.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+        in_memory: whether `fetch` costs next to nothing, so that no worker process is worth its core.
+        labels: (N,) int64 class indices, or None where the source tells no classes.
+        class_names: a name for each class index, or None.
     """
 
     name: str
@@ -27,14 +34,16 @@ class ImageDataset:
     channels: int
     in_memory: bool = True
     labels: Tensor | None = None
-    """(N,) class indices, or None where the source tells no classes."""
     class_names: list[str] | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def fetch(self, indices: Indices) -> Tensor:
-        """Images at `indices` as uint8 (B, C, H, W) on the CPU, in the order asked for. IndexError if one is out of range."""
+        """Images at `indices`, in that order: uint8 (B, C, H, W) on the CPU. IndexError if one is out of range.
+
+        Never a view of the data set: the caller may write to it.
+        """
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -58,7 +67,7 @@ class TensorDataset(ImageDataset):
         if len(images) == 0:
             raise DataError(f"{name}: no images")
         if labels is not None and labels.shape != images.shape[:1]:
-            raise DataError(f"labels must be ({len(images)},), one for each image, got {tuple(labels.shape)}")
+            raise DataError(f"labels must be ({len(images)},), one an image, got {tuple(labels.shape)}")
         self.images = images
         self.name = name
         self.channels, self.image_size = images.shape[1], images.shape[2]
@@ -75,8 +84,14 @@ class TensorDataset(ImageDataset):
 def check_indices(indices: Indices, length: int) -> Tensor:
     """`indices` as an int64 tensor (B,), each of them in [0, length)."""
     index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
-    if len(index) and not (0 <= int(index.min()) and int(index.max()) < length):
-        raise IndexError(
-            f"index out of range: this data set has {length} images, numbered from 0 to {length - 1}"
-        )
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= length):
+        raise IndexError(f"index out of range: there are {length} images, numbered from 0 to {length - 1}")
     return index
+
+
+def check_format(image_size: int, channels: int) -> None:
+    """ValueError unless images can be made in this size and with these channels."""
+    if channels not in (1, 2, 3, 4):
+        raise ValueError(f"channels must be 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), got {channels}")
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")

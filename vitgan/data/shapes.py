@@ -1,6 +1,6 @@
-"""Shapes: a procedural data set with known modes, so that training needs no download and coverage can be counted.
+"""A procedural data set with known modes: training needs no download, and mode coverage can be counted.
 
-A mode is a shape and a colour ("red circle"). Inside a mode the place, size, angle and brightness vary a little.
+A mode is a shape and a colour ("red circle"). Inside a mode, place, size, angle and brightness vary a little.
 Edges are anti-aliased by the signed distance to them. An image is a function of (seed, index) alone.
 """
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import IN_MEMORY_LIMIT, ImageDataset, Indices, check_indices
+from .base import IN_MEMORY_LIMIT, ImageDataset, Indices, check_format, check_indices
 
 SHAPE_NAMES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -33,12 +33,12 @@ _CHUNK_PIXELS = 2**18
 
 
 class Shapes(ImageDataset):
-    """`size` images of 24 modes (4 shapes x 6 colours), as many of each as `size` allows; image i has mode i % 24.
+    """`size` images of 24 modes, 4 shapes x 6 colours. Image i is of mode i % 24, which is its label.
 
     Args:
         image_size: side in pixels, from 8.
-        channels: 3 is RGB; 1 is grey (modes then differ by shape and luminance alone); 4 and 2 add the shape's coverage
-            as an alpha channel to these.
+        channels: 3 is RGB; 1 is grey (modes then differ by shape and luminance alone); 4 and 2 add an alpha
+            channel to these, which is 255 inside the shape and 0 outside.
         size: number of images.
         seed: another seed gives other images of the same modes.
     """
@@ -46,10 +46,7 @@ class Shapes(ImageDataset):
     def __init__(self, image_size: int = 32, channels: int = 3, size: int = 20_000, seed: int = 0) -> None:
         if image_size < 8:
             raise ValueError(f"image_size must be at least 8 for the shapes to differ, got {image_size}")
-        if channels not in (1, 2, 3, 4):
-            raise ValueError(
-                f"channels must be 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), got {channels}"
-            )
+        check_format(image_size, channels)
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         self.name = "shapes"
@@ -106,9 +103,9 @@ def sample_pose(seed: int, size: int) -> Tensor:
 
 
 def coverage(shape: str, pose: Tensor, image_size: int) -> Tensor:
-    """How much of each pixel the shape covers: (B, S, S) in [0, 1], for poses (B, 4): centre x and y, radius, angle.
+    """How much of each pixel the shape covers: (B, S, S) in [0, 1]. `pose` (B, 4): centre x, y, radius, angle.
 
-    A pixel's coverage is taken as its signed distance to the edge, in pixels, clamped to half a pixel either way.
+    Coverage goes from 0 to 1 over the one pixel across the edge, along the distance to it.
     """
     x0, y0, radius, angle = (p.view(-1, 1, 1) for p in pose[:, :4].unbind(1))
     grid = (torch.arange(image_size, dtype=pose.dtype) + 0.5) / image_size
@@ -136,7 +133,7 @@ def coverage(shape: str, pose: Tensor, image_size: int) -> Tensor:
 
 
 def compose(cover: Tensor, paint: Tensor, channels: int) -> Tensor:
-    """uint8 (B, channels, S, S): `paint` (B, 3), in 0..255, over the background where `cover` (B, S, S) says so."""
+    """`paint` (B, 3), in 0..255, laid over the background by `cover` (B, S, S): uint8 (B, channels, S, S)."""
     ground = torch.tensor(BACKGROUND, dtype=cover.dtype)
     if channels < 3:
         luma = torch.tensor(LUMA, dtype=cover.dtype)

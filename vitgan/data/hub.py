@@ -1,0 +1,55 @@
+"""Data sets of the Hugging Face hub, through its own library (an extra)."""
+
+from typing import Any
+
+import torch
+
+from .archives import Member
+from .base import DataError
+from .labels import Labels
+
+
+class HubImages:
+    """The training split of a data set of the hub, as an archive of encoded images."""
+
+    def __init__(self, dataset_name: str) -> None:
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"hf:{dataset_name} needs the `datasets` library: pip install 'vitgan[data]'"
+            ) from None
+        self.title = f"hf:{dataset_name}"
+        try:
+            split = datasets.load_dataset(dataset_name, split="train")
+        except (
+            Exception
+        ) as error:  # network, name, licence gate, format: the library has an exception for each
+            raise DataError(f"{self.title}: {error}") from error
+        columns = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
+        if not columns:
+            raise DataError(f"{self.title}: no column of images; it has {', '.join(split.column_names)}")
+        self.labels = _labels(datasets, split)
+        # The encoded bytes, so that they go through the same decoder as files do.
+        self._rows = split.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
+        self._column = columns[0]
+        width = len(str(len(split)))
+        self.members = [Member(f"{i:0{width}d}", "") for i in range(len(split))]
+        if not self.members:
+            raise DataError(f"{self.title}: the training split is empty")
+        # The library's fingerprint stands for the content of every row.
+        self.members[0] = Member(self.members[0].name, f"{self.title} {split._fingerprint}")
+
+    def read(self, name: str) -> bytes:
+        cell = self._rows[int(name)][self._column]
+        if cell["bytes"] is not None:
+            return bytes(cell["bytes"])
+        with open(cell["path"], "rb") as file:
+            return file.read()
+
+
+def _labels(datasets: Any, split: Any) -> Labels:
+    for name, kind in split.features.items():
+        if isinstance(kind, datasets.ClassLabel):
+            return torch.tensor(split[:][name] if len(split) else []), list(kind.names)
+    return None

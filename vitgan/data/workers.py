@@ -1,0 +1,53 @@
+"""Work on batches of indices in worker processes, with results in order."""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+T = TypeVar("T")
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_in_workers(
+    fetch: Callable[[list[int]], T], batches: Iterable[list[int]], workers: int
+) -> Iterator[T]:
+    """`map(fetch, batches)`, computed ahead in `workers` processes; they end when the iterator is dropped."""
+    return iter(
+        DataLoader(
+            _Batches(fetch),
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_as_is,
+            worker_init_fn=_ignore_interrupt,
+            # The loader draws a seed for its workers. Drawn from the global generator, it would shift the
+            # training's random numbers whenever a stream is opened, as on resuming.
+            generator=torch.Generator().manual_seed(0),
+        )
+    )
+
+
+class _Batches(Dataset[T], Generic[T]):
+    """Hands the indices of a batch to `fetch` whole."""
+
+    def __init__(self, fetch: Callable[[list[int]], T]) -> None:
+        self.fetch = fetch
+
+    def __getitems__(self, indices: list[int]) -> T:
+        return self.fetch(indices)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal, while the trainer still wants a batch for its last step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
