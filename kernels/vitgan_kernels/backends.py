@@ -1,0 +1,113 @@
+"""Which implementation of an operator runs, and why.
+
+An operator is a list of implementations in order of preference. Each one says of a call whether it can serve it
+and, if not, why not. "auto" takes the first that can; a backend asked for by name either runs or is an error,
+never a silent detour.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from typing_extensions import Literal
+
+BackendName = Literal["auto", "reference", "triton", "cuda", "cpp"]
+BACKENDS: tuple[str, ...] = get_args(BackendName)
+ENVIRONMENT_VARIABLE = "VITGAN_KERNELS_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """A backend asked for by name cannot serve the call."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run an operator. `can_handle(*args, **kwargs)` returns (True, why it fits) or (False, why not)."""
+
+    backend: str
+    run: Callable[..., Any]
+    can_handle: Callable[..., tuple[bool, str]]
+
+
+class Operator:
+    """An operator's implementations, in order of preference; the last one must serve every legal call."""
+
+    def __init__(self, name: str, implementations: list[Implementation]) -> None:
+        self.name = name
+        self.implementations = implementations
+        OPERATORS[name] = self
+
+    def select(self, backend: str | None, *args: Any, **kwargs: Any) -> Implementation:
+        """The implementation that serves this call. Raises BackendError where a forced backend cannot."""
+        wanted = checked_backend(backend) if backend is not None else _default_backend
+        if wanted == "auto":
+            return next(i for i in self.implementations if i.can_handle(*args, **kwargs)[0])
+        reason = f"{self.name} has no {wanted} implementation"
+        for implementation in self.implementations:
+            if implementation.backend == wanted:
+                able, reason = implementation.can_handle(*args, **kwargs)
+                if able:
+                    return implementation
+        raise BackendError(
+            f"backend {wanted!r} was asked for, but cannot run this call of {self.name}: {reason}. "
+            f"Use backend='auto' to let another implementation serve it."
+        )
+
+    def explain(self, backend: str | None, *args: Any, **kwargs: Any) -> str:
+        try:
+            chosen = self.select(backend, *args, **kwargs).backend
+        except BackendError as error:
+            return str(error)
+        lines = [f"{self.name}: {chosen} runs"]
+        known = {implementation.backend for implementation in self.implementations}
+        for implementation in self.implementations:
+            able, reason = implementation.can_handle(*args, **kwargs)
+            lines.append(f"  {implementation.backend:<9} {'can' if able else 'cannot'}: {reason}")
+        lines += [f"  {name:<9} cannot: no such implementation of {self.name}" for name in BACKENDS[1:] if name not in known]
+        return "\n".join(lines)
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def checked_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+_default_backend = checked_backend(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+
+
+@contextmanager
+def use_backend(name: BackendName) -> Iterator[None]:
+    """Run every operator called inside the block on one backend, or raise where it cannot (process-wide).
+
+    The environment variable VITGAN_KERNELS_BACKEND sets the same for a whole process, read at import.
+    """
+    global _default_backend
+    before, _default_backend = _default_backend, checked_backend(name)
+    try:
+        yield
+    finally:
+        _default_backend = before
+
+
+def explain(op_name: str, *tensors: Any, backend: str | None = None, **kwargs: Any) -> str:
+    """Say which backend would run this call of an operator, and why not the others.
+
+    Args:
+        op_name: "l2_attention", "modulated_linear", "modulated_siren" or "spectral_norm".
+        *tensors, **kwargs: the arguments of the call.
+        backend: as in the call itself.
+    """
+    if op_name not in OPERATORS:
+        raise ValueError(f"unknown operator {op_name!r}: choose one of {', '.join(sorted(OPERATORS))}")
+    return OPERATORS[op_name].explain(backend, *tensors, **kwargs)
+
+
+def always(*_args: Any, **_kwargs: Any) -> tuple[bool, str]:
+    """The `can_handle` of a reference: it serves every legal call."""
+    return True, "plain PyTorch, any device, floating dtype and order of derivative"

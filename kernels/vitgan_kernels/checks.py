@@ -1,0 +1,42 @@
+"""Argument checks shared by the operators. Each message says what was given and what is needed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_tensors(op: str, **tensors: Tensor | None) -> None:
+    """Raise unless all given tensors are floating-point tensors of one dtype on one device."""
+    first_name, first = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}: convert it, e.g. {name}.float()")
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{op}: {first_name} is {first.dtype} but {name} is {tensor.dtype}: convert one, or run under torch.autocast"
+            )
+        elif tensor.device != first.device:
+            raise ValueError(f"{op}: {first_name} is on {first.device} but {name} is on {tensor.device}: move one of them")
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast fp32/fp16/bf16 tensors to the autocast dtype of their device, as PyTorch does for a matrix product."""
+    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    )
+
+
+def check_finite_number(op: str, name: str, value: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")

@@ -1,0 +1,53 @@
+"""Multi-head self-attention by L2 distance."""
+
+from collections.abc import Callable
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from vitgan_kernels.l2_attention.op import l2_attention
+
+
+class L2SelfAttention(nn.Module):
+    """Multi-head L2 self-attention with query and key projections tied (Wq = Wk), the Lipschitz form.
+
+    Args:
+        dim: features of a token; must be a multiple of heads.
+        heads: number of heads; each attends in d = dim / heads features.
+        scale: score per squared distance, as in `l2_attention`; None means d ** -0.5.
+        tied: share one projection between queries and keys.
+        linear: makes a projection from (in, out); spectral normalisation and the like are left to the caller.
+        backend: see `use_backend`.
+
+    Shape: (..., N, dim) -> (..., N, dim). Derivatives: those of `l2_attention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 1,
+        *,
+        scale: float | None = None,
+        tied: bool = True,
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"L2SelfAttention: dim must be a multiple of heads, got dim={dim}, heads={heads}")
+        self.heads = heads
+        self.scale = scale
+        self.backend = backend
+        self.to_q = linear(dim, dim)
+        self.to_k = None if tied else linear(dim, dim)
+        self.to_v = linear(dim, dim)
+        self.to_out = linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self._split(self.to_q(x))
+        k = None if self.to_k is None else self._split(self.to_k(x))
+        out = l2_attention(q, k, self._split(self.to_v(x)), scale=self.scale, backend=self.backend)
+        return self.to_out(rearrange(out, "... heads tokens d -> ... tokens (heads d)"))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "... tokens (heads d) -> ... heads tokens d", heads=self.heads)

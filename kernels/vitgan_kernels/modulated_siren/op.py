@@ -1,0 +1,135 @@
+"""The public functions: argument checks and the choice of an implementation."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vitgan_kernels.backends import Implementation, Operator, always
+from vitgan_kernels.checks import autocast, check_finite_number, check_tensors
+from vitgan_kernels.modulated_siren import reference
+
+LINEAR = Operator("modulated_linear", [Implementation("reference", reference.modulated_linear, always)])
+SIREN = Operator("modulated_siren", [Implementation("reference", reference.modulated_siren, always)])
+
+
+def modulated_linear(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    omega: float = 30.0,
+    demodulate: bool = False,
+    eps: float = 1e-8,
+    backend: str | None = None,
+) -> Tensor:
+    """A linear layer whose weight is modulated per sample, with an optional sine (ViTGAN section 3.3; CIPS).
+
+    a[b,p,o] = demod[b,o] * sum_i weight[o,i] * style[b,i] * x[b,p,i] + bias[o], with
+    demod[b,o] = rsqrt(sum_i (weight[o,i] * style[b,i])^2 + eps), or 1. Returns a, or sin(omega * a) in radians.
+
+    Args:
+        x: (B, P, I), or (P, I) shared by all B.
+        weight: (O, I), shared by all samples.
+        style: (B, I).
+        bias: (O,) or None.
+        activation: None or "sine".
+        omega: factor in the sine, in radians per unit of a.
+        demodulate: scale each output feature to the norm of an unmodulated unit row (StyleGAN2).
+        eps: added under the root of the demodulation.
+        backend: see `use_backend`.
+
+    Returns:
+        (B, P, O) in the dtype of the inputs (under autocast, its dtype).
+
+    Raises:
+        TypeError: a tensor is not floating point, or the dtypes differ.
+        ValueError: shapes or devices do not fit, or activation, omega or eps is not legal.
+
+    Derivatives: reverse mode to any order, forward mode.
+    """
+    x, weight, style, bias = autocast(x, weight, style, bias)  # type: ignore[assignment]
+    check_tensors("modulated_linear", x=x, weight=weight, style=style, bias=bias)
+    _check_activation("modulated_linear", activation)
+    check_finite_number("modulated_linear", "omega", omega)
+    check_finite_number("modulated_linear", "eps", eps)
+    if eps < 0:
+        raise ValueError(f"modulated_linear: eps must not be negative, got {eps}")
+    _check_input("modulated_linear", x, style)
+    _check_layer("modulated_linear", "", x.shape[-1], weight, style, bias)
+    options = {"activation": activation, "omega": omega, "demodulate": demodulate, "eps": eps}
+    return LINEAR.select(backend, x, weight, style, bias, **options).run(x, weight, style, bias, **options)
+
+
+def modulated_siren(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    styles: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    omega: float = 30.0,
+    demodulate: bool = False,
+    final_activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """A SIREN (Sitzmann et al., 2020) whose every layer is a `modulated_linear`: sine on all layers but the last.
+
+    Args:
+        x: (B, P, I), or (P, I) shared by all B: features of P points (pixels).
+        weights: one (O_l, I_l) a layer, with I_0 = I and I_l = O_{l-1}.
+        styles: one (B, I_l) a layer.
+        biases: one (O_l,) or None a layer; None for no bias at all.
+        omega, demodulate, backend: as in `modulated_linear`.
+        final_activation: None or "sine", for the last layer.
+
+    Returns:
+        (B, P, O_last) in the dtype of the inputs (under autocast, its dtype).
+
+    Raises and derivatives: as `modulated_linear`.
+    """
+    op = "modulated_siren"
+    if not weights or len(weights) != len(styles) or (biases is not None and len(biases) != len(weights)):
+        given = "none" if biases is None else len(biases)
+        raise ValueError(
+            f"{op}: weights, styles and biases need one entry for each of at least one layer, "
+            f"got {len(weights)} weights, {len(styles)} styles and {given} biases"
+        )
+    biases = [None] * len(weights) if biases is None else biases
+    x, *parts = autocast(x, *weights, *styles, *biases)  # type: ignore[assignment]
+    depth = len(weights)
+    weights, styles, biases = parts[:depth], parts[depth : 2 * depth], parts[2 * depth :]
+    named = {f"weights[{i}]": w for i, w in enumerate(weights)} | {f"styles[{i}]": s for i, s in enumerate(styles)}
+    check_tensors(op, x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
+    _check_activation(op, final_activation)
+    check_finite_number(op, "omega", omega)
+    _check_input(op, x, styles[0])
+    width = x.shape[-1]
+    for i, (weight, style, bias) in enumerate(zip(weights, styles, biases, strict=True)):
+        _check_layer(op, f" of layer {i}", width, weight, style, bias)
+        if style.shape[0] != styles[0].shape[0]:
+            raise ValueError(f"{op}: styles must share one batch size, got {[tuple(s.shape) for s in styles]}")
+        width = weight.shape[0]
+    options = {"omega": omega, "demodulate": demodulate, "final_activation": final_activation}
+    return SIREN.select(backend, x, weights, styles, biases, **options).run(x, weights, styles, biases, **options)
+
+
+def _check_activation(op: str, activation: str | None) -> None:
+    if activation not in (None, "sine"):
+        raise ValueError(f'{op}: the activation must be None or "sine", got {activation!r}')
+
+
+def _check_input(op: str, x: Tensor, style: Tensor) -> None:
+    if x.ndim not in (2, 3):
+        raise ValueError(f"{op}: x must be (B, P, I), or (P, I) shared by all samples, got {tuple(x.shape)}")
+    if x.ndim == 3 and style.ndim == 2 and x.shape[0] != style.shape[0]:
+        raise ValueError(f"{op}: x {tuple(x.shape)} and style {tuple(style.shape)} differ in the batch size")
+
+
+def _check_layer(op: str, where: str, width: int, weight: Tensor, style: Tensor, bias: Tensor | None) -> None:
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(f"{op}: weight{where} must be (O, {width}) for {width} input features, got {tuple(weight.shape)}")
+    if style.ndim != 2 or style.shape[1] != width:
+        raise ValueError(f"{op}: style{where} must be (B, {width}) for {width} input features, got {tuple(style.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias{where} must be ({weight.shape[0]},), got {tuple(bias.shape)}")

@@ -1,0 +1,152 @@
+"""Every matrix of a model under spectral normalisation, with one call of the operator a forward pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils import parametrize
+
+from vitgan_kernels.spectral_norm.op import spectral_norm
+
+
+class SpectralNormGroup:
+    """Puts every matrix of a model under (improved) spectral normalisation, in place.
+
+    The matrices are all parameters named `weight` with two or more dimensions, but those of embeddings. While the
+    model's own forward runs, each layer's `weight` is the scaled one, all of them from one call of `spectral_norm`;
+    a layer called by itself scales its own. A forward in training mode moves the vectors u and v; in evaluation mode
+    nothing changes. The trainable tensor of a layer becomes `layer.parametrizations.weight.original`, a leaf, and the
+    state_dict has PyTorch's own layout (`torch.nn.utils.parametrizations.spectral_norm`) plus `sigma_init`.
+
+    Args:
+        module: the model.
+        improved: scale each matrix to the norm it has now (ViTGAN section 3.2) instead of to 1.
+        n_iterations: power iterations a training forward.
+        eps: smallest norm that is divided by.
+        only: chooses matrices by (name of the layer, layer); None takes all.
+        backend: see `use_backend`.
+
+    Raises:
+        ValueError: no matrix was found, one is zero or a transposed convolution, or one is already parametrised.
+
+    Derivatives: those of `spectral_norm`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        improved: bool = True,
+        n_iterations: int = 1,
+        eps: float = 1e-12,
+        only: Callable[[str, nn.Module], bool] | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.n_iterations = n_iterations
+        self.eps = eps
+        self.backend = backend
+        self.names: list[str] = []
+        self.layers: list[nn.Module] = []
+        for name, layer in list(module.named_modules()):
+            if _is_matrix(layer) and (only is None or only(name, layer)):
+                self._add(name, layer, improved)
+        if not self.names:
+            raise ValueError(f"SpectralNormGroup: {type(module).__name__} has no weight of two or more dimensions to normalise")
+        module.register_forward_pre_hook(self._scale_all)
+        module.register_forward_hook(self._forget, always_call=True)
+
+    def sigma(self) -> dict[str, Tensor]:
+        """The present estimate u^T W v of each matrix's largest singular value, by layer name."""
+        return {name: state.sigma(_original(layer)) for name, layer, state in self._entries()}
+
+    def _add(self, name: str, layer: nn.Module, improved: bool) -> None:
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            raise ValueError(f"SpectralNormGroup: {name} is a transposed convolution, which is not supported: leave it out with only=")
+        if parametrize.is_parametrized(layer, "weight"):
+            raise ValueError(f"SpectralNormGroup: the weight of {name} is parametrised already: remove that first")
+        state = _Scale(layer.weight.detach(), improved=improved, eps=self.eps, name=name)
+        parametrize.register_parametrization(layer, "weight", state, unsafe=True)
+        self.names.append(name)
+        self.layers.append(layer)
+
+    def _entries(self) -> list[tuple[str, nn.Module, "_Scale"]]:
+        return [(name, layer, _state(layer)) for name, layer in zip(self.names, self.layers, strict=True)]
+
+    def _scale_all(self, module: nn.Module, _args: Any) -> None:
+        states = [_state(layer) for layer in self.layers]
+        scaled, _ = spectral_norm(
+            [_original(layer) for layer in self.layers],
+            [state._u for state in states],
+            [state._v for state in states],
+            sigma_init=torch.stack([state.sigma_init for state in states]),
+            n_iterations=self.n_iterations,
+            eps=self.eps,
+            update=module.training,
+            backend=self.backend,
+        )
+        for state, weight in zip(states, scaled, strict=True):
+            state.scaled = weight
+
+    def _forget(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        for layer in self.layers:
+            _state(layer).scaled = None
+
+
+class _Scale(nn.Module):
+    """The normalisation of one weight: its vectors, the norm it is scaled to, and the group's result while it is valid."""
+
+    _u: Tensor
+    _v: Tensor
+    sigma_init: Tensor
+
+    def __init__(self, weight: Tensor, *, improved: bool, eps: float, name: str) -> None:
+        super().__init__()
+        self.scaled: Tensor | None = None
+        u, v, sigma = _converged(weight.flatten(1), eps)
+        if sigma == 0:
+            raise ValueError(f"SpectralNormGroup: the weight of {name} is zero and has no spectral norm to scale by")
+        self.register_buffer("_u", u)
+        self.register_buffer("_v", v)
+        self.register_buffer("sigma_init", sigma if improved else torch.ones_like(sigma))
+
+    def sigma(self, weight: Tensor) -> Tensor:
+        return torch.dot(self._u.clone(), weight.flatten(1) @ self._v.clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * (self.sigma_init / self.sigma(weight)) if self.scaled is None else self.scaled
+
+
+@torch.no_grad()
+def _converged(matrix: Tensor, eps: float, tolerance: float = 1e-6, most: int = 1000) -> tuple[Tensor, Tensor, Tensor]:
+    """Power iteration from a random start until sigma grows by less than the tolerance in ten steps."""
+    u = normalize(torch.randn(matrix.shape[0], dtype=matrix.dtype, device=matrix.device), dim=0, eps=eps)
+    v = torch.zeros(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    sigma = torch.zeros((), dtype=matrix.dtype, device=matrix.device)
+    for step in range(most):
+        v = normalize(matrix.t() @ u, dim=0, eps=eps)
+        product = matrix @ v
+        u = normalize(product, dim=0, eps=eps)
+        if step % 10 == 9:
+            before, sigma = sigma, torch.dot(u, product)
+            if sigma - before <= tolerance * sigma:
+                break
+    return u, v, sigma
+
+
+def _is_matrix(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return False
+    if parametrize.is_parametrized(layer, "weight"):
+        return True
+    weight = layer._parameters.get("weight")
+    return weight is not None and weight.ndim >= 2
+
+
+def _original(layer: nn.Module) -> Tensor:
+    return layer.parametrizations["weight"].original  # type: ignore[union-attr,index,return-value]
+
+
+def _state(layer: nn.Module) -> _Scale:
+    return layer.parametrizations["weight"][0]  # type: ignore[union-attr,index,return-value]

@@ -1,0 +1,37 @@
+"""The definition of (improved) spectral normalisation by power iteration."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def spectral_norm(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    *,
+    sigma_init: Tensor | None = None,
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    update: bool = True,
+) -> tuple[list[Tensor], Tensor]:
+    """sigma_init * W / sigma(W) for each W, with sigma = u^T W v after the power iteration has moved u and v in place.
+
+    Shapes as in `vitgan_kernels.spectral_norm`. u and v are constants for every derivative.
+    """
+    matrices = [weight.reshape(weight.shape[0], -1) for weight in weights]
+    if update:
+        with torch.no_grad():
+            for matrix, u_l, v_l in zip(matrices, u, v, strict=True):
+                for _ in range(n_iterations):
+                    v_l.copy_(normalize(matrix.t() @ u_l, dim=0, eps=eps))
+                    u_l.copy_(normalize(matrix @ v_l, dim=0, eps=eps))
+    # Copies, because the next call moves u and v while this call's graph may still wait for its backward.
+    sigmas = [
+        torch.dot(u_l.clone(), matrix @ v_l.clone()) for matrix, u_l, v_l in zip(matrices, u, v, strict=True)
+    ]
+    goals = [1.0] * len(sigmas) if sigma_init is None else sigma_init.unbind()
+    scaled = [weight * (goal / sigma) for weight, goal, sigma in zip(weights, goals, sigmas, strict=True)]
+    return scaled, torch.stack(sigmas)

@@ -1,0 +1,125 @@
+"""The two optimisation steps of a GAN, and everything that they change."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from vitgan.augment import DiffAugment
+from vitgan.config import Config
+from vitgan.losses import consistency, discriminator_loss, generator_loss, gradient_penalty
+from vitgan.models import Discriminator, Generator
+
+
+class Adversarial:
+    """Generator, discriminator, their optimisers, the averaged generator, and the random numbers of training.
+
+    Args:
+        config: the run; its seed fixes the weights at the start and every random draw after it.
+        device: where everything lives.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        torch.manual_seed(config.seed)
+        size = {"image_size": config.image_size, "channels": config.channels}
+        self.generator = Generator(config.generator, **size).to(device)
+        self.discriminator = Discriminator(config.discriminator, **size).to(device)
+        self.average = AveragedModel(self.generator, multi_avg_fn=self._move_average)
+        self.average.requires_grad_(False)
+        self.augment = DiffAugment(config.augment)
+        betas = (config.optimiser.beta1, config.optimiser.beta2)
+        self.g_optimiser = torch.optim.Adam(self.generator.parameters(), lr=config.optimiser.g_lr, betas=betas)
+        self.d_optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=config.optimiser.d_lr, betas=betas)
+        self.random = torch.Generator(device).manual_seed(config.seed)
+        self.steps = 0
+
+    @property
+    def images(self) -> int:
+        """Real images shown to the discriminator so far."""
+        return self.steps * self.config.batch_size
+
+    def step(self, real: Tensor) -> dict[str, Tensor]:
+        """One step of the discriminator and one of the generator.
+
+        real: (batch_size, C, H, W) in [-1, 1], on the device. Returns scalars to log, still on the device.
+        """
+        self._set_learning_rates()
+        parts = real.chunk(self.config.accumulate)
+        d_scalars = self._optimise(self.d_optimiser, (self._d_loss(part, first) for part, first in _first(parts)))
+        # The generator sees a fixed discriminator: evaluation mode holds its power iteration still.
+        self.discriminator.requires_grad_(False).eval()
+        g_scalars = self._optimise(self.g_optimiser, (self._g_loss(part) for part in parts))
+        self.discriminator.requires_grad_(True)
+        self.steps += 1
+        self.average.update_parameters(self.generator)
+        return d_scalars | g_scalars
+
+    def _optimise(self, optimiser: torch.optim.Optimizer, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+        optimiser.zero_grad(set_to_none=True)
+        parts = []
+        for loss, scalars in losses:
+            (loss / self.config.accumulate).backward()
+            parts.append(scalars)
+        optimiser.step()
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _d_loss(self, real: Tensor, first: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss, from one evaluation of D on all the images that it needs."""
+        loss = self.config.loss
+        penalise = (loss.r1 > 0 or loss.r2 > 0) and self.steps % loss.penalty_every == 0
+        with torch.no_grad():
+            fake = self.generator(self._latents(len(real)))
+            views = [self.augment(real, self.random), self.augment(fake, self.random)]
+        if loss.bcr_real > 0 or loss.bcr_fake > 0:
+            views += [real, fake]
+        images = torch.cat(views).requires_grad_(penalise)
+        # One power iteration a step, also when the batch comes in parts.
+        self.discriminator.train(first)
+        real_logits, fake_logits, *clean = self.discriminator(images).chunk(len(views))
+        total = discriminator_loss(real_logits, fake_logits, loss.kind)
+        scalars = {"d_loss": total, "d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
+        if clean:
+            bcr = loss.bcr_real * consistency(clean[0], real_logits) + loss.bcr_fake * consistency(clean[1], fake_logits)
+            total, scalars["bcr"] = total + bcr, bcr
+        if penalise:
+            norms = gradient_penalty(torch.cat([real_logits, fake_logits]), images)
+            r1, r2 = (part.mean() for part in norms[: 2 * len(real)].chunk(2))
+            total = total + loss.penalty_every * (loss.r1 * r1 + loss.r2 * r2)
+            scalars |= {"r1": r1, "r2": r2}
+        return total, {name: value.detach() for name, value in scalars.items()}
+
+    def _g_loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss: its images are augmented just as the discriminator saw them."""
+        fake = self.augment(self.generator(self._latents(len(real))), self.random)
+        if self.config.loss.kind == "relativistic":
+            fake_logits, real_logits = self.discriminator(torch.cat([fake, self.augment(real, self.random)])).chunk(2)
+            loss = generator_loss(fake_logits, real_logits, "relativistic")
+        else:
+            loss = generator_loss(self.discriminator(fake))
+        return loss, {"g_loss": loss.detach()}
+
+    def _latents(self, count: int) -> Tensor:
+        shape = (count, self.config.generator.latent_dim)
+        return torch.randn(shape, generator=self.random, device=self.device)
+
+    def _set_learning_rates(self) -> None:
+        optimiser = self.config.optimiser
+        left = 1 - self.images / self.config.images
+        factor = min(1.0, max(0.0, left) / optimiser.lr_decay) if optimiser.lr_decay > 0 else 1.0
+        for group in self.g_optimiser.param_groups:
+            group["lr"] = optimiser.g_lr * factor
+        for group in self.d_optimiser.param_groups:
+            group["lr"] = optimiser.d_lr * factor
+
+    def _move_average(self, average: list[Tensor], current: list[Tensor], _count: Tensor) -> None:
+        optimiser = self.config.optimiser
+        half_life = min(optimiser.ema_half_life, optimiser.ema_ramp_up * self.images)
+        decay = 0.5 ** (self.config.batch_size / half_life)
+        torch._foreach_lerp_(average, current, 1 - decay)
+
+
+def _first(parts: Iterable[Tensor]) -> Iterable[tuple[Tensor, bool]]:
+    return ((part, index == 0) for index, part in enumerate(parts))

@@ -1,0 +1,40 @@
+"""Images as files: single pictures and grids."""
+
+import math
+from pathlib import Path
+
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(..., H, W) in [-1, 1] to uint8, values outside clipped, rounded to the nearest."""
+    return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Write one image (C, H, W) in [-1, 1], as the format that the path's ending names."""
+    pixels = to_uint8(image)
+    array = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
+    Image.fromarray(array, MODES[len(pixels)]).save(path)
+
+
+def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Lay images (N, C, H, W) out in rows, as square as possible, with a white gap; (C, H', W')."""
+    if len(images) == 0:
+        raise ValueError("a grid needs at least one image")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    filled = pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(images)), value=1.0)
+    framed = pad(filled, (gap, 0, gap, 0), value=1.0)
+    sheet = rearrange(framed, "(rows columns) c h w -> c (rows h) (columns w)", rows=rows)
+    return pad(sheet, (0, gap, 0, gap), value=1.0)

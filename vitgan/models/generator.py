@@ -1,0 +1,242 @@
+"""The ViTGAN generator (Lee et al., 2021, section 3.3)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vitgan_kernels import ModulatedSiren
+
+from vitgan.models.layers import MLP, EqualLinear, FourierPositions
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The shape of the generator."""
+
+    patch_size: int = 4
+    """Side of a patch in pixels; the sequence has (image size / patch size)^2 tokens."""
+    latent_dim: int = 384
+    """Size of the latent z, and of w."""
+    dim: int = 384
+    """Features of a token."""
+    depth: int = 4
+    """Transformer blocks."""
+    heads: int = 6
+    """Attention heads of a block."""
+    mlp_ratio: float = 4.0
+    """Width of a block's MLP, in units of dim."""
+    mapping_depth: int = 8
+    """Layers of the mapping network from z to w."""
+    mapping_lr_multiplier: float = 0.01
+    """Slows the mapping network down, as StyleGAN does."""
+    sln: Literal["vector", "scalar"] = "vector"
+    """Self-modulated LayerNorm: a gamma and beta for each feature, or one for all."""
+    head: Literal["siren", "linear"] = "siren"
+    """From token to pixels: a modulated SIREN, or one linear layer."""
+    scope: Literal["patch", "image"] = "patch"
+    """One SIREN a patch, modulated by its token, or one for the whole image, modulated by all tokens together."""
+    siren_dim: int | None = None
+    """Width of the SIREN and number of its Fourier features; None means dim."""
+    siren_hidden_layers: int = 1
+    """Layers of the SIREN with a sine, before the linear one."""
+    omega: float = 30.0
+    """Frequency of the SIREN's sines; its equalised weights start at 1 / omega, so that it cancels at the start."""
+    demodulate: bool = False
+    """Demodulate the SIREN's weights, as StyleGAN2 does."""
+    position_frequency: float = 3.0
+    """Spread of the frequencies of E_pos, in radians per unit of a grid from -1 to 1."""
+    fourier_frequency: float = 3.0
+    """Likewise of E_fou, on the pixels of a patch (or, with scope image, of the whole image)."""
+
+
+class Generator(nn.Module):
+    """Latents in, images out: a transformer whose tokens become patches of an image.
+
+        w   = mapping(z)
+        h_0 = E_pos
+        h'  = MSA(SLN(h, w)) + h ;  h = MLP(SLN(h', w)) + h'      depth times
+        y   = SLN(h_L, w)
+        x_i = f(E_fou, y_i)                                        patch i of the image
+
+    Args:
+        config: the sizes of the network.
+        image_size: side of the square images, in pixels; a multiple of the patch size.
+        channels: 1 to 4.
+
+    Raises:
+        ValueError: a size does not divide or is out of range.
+    """
+
+    def __init__(self, config: GeneratorConfig, *, image_size: int = 32, channels: int = 3) -> None:
+        super().__init__()
+        check_sizes(image_size, config.patch_size, channels, config.dim, config.heads)
+        self.config = config
+        self.image_size = image_size
+        self.channels = channels
+        grid = image_size // config.patch_size
+        self.mapping = MappingNetwork(config.latent_dim, config.mapping_depth, config.mapping_lr_multiplier)
+        self.positions = FourierPositions(grid, config.dim, frequency=config.position_frequency)
+        self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.depth))
+        self.norm = SelfModulatedLayerNorm(config)
+        head = SirenHead if config.head == "siren" else LinearHead
+        self.head = head(config, grid, channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images for latents. z (B, latent_dim), standard normal -> (B, channels, image_size, image_size), about [-1, 1]."""
+        return self.synthesise(self.mapping(z))
+
+    def synthesise(self, w: Tensor) -> Tensor:
+        """Images for mapped latents. w (B, latent_dim) -> (B, channels, image_size, image_size)."""
+        h = self.positions().expand(w.shape[0], -1, -1)
+        for block in self.blocks:
+            h = block(h, w)
+        return self.head(self.norm(h, w))
+
+    def latents(self, count: int, *, seed: int) -> Tensor:
+        """(count, latent_dim) standard normal latents, the same on every device for the same seed."""
+        device = self.positions.positions.device
+        return torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+
+    @torch.no_grad()
+    def sample(self, count: int, *, seed: int = 0, truncation: float = 1.0, batch_size: int = 64) -> Tensor:
+        """Sampled images in [-1, 1], (count, channels, image_size, image_size).
+
+        Args:
+            count: number of images.
+            seed: chooses the latents.
+            truncation: pulls w towards its mean; 1 leaves it, 0 gives the mean image (StyleGAN's psi).
+            batch_size: images generated at a time.
+        """
+        return self.render(self.mapping(self.latents(count, seed=seed)), truncation=truncation, batch_size=batch_size)
+
+    @torch.no_grad()
+    def render(self, w: Tensor, *, truncation: float = 1.0, batch_size: int = 64) -> Tensor:
+        """Images in [-1, 1] for mapped latents w (N, latent_dim), truncated as in `sample`."""
+        if truncation != 1:
+            mean = self.mapping(self.latents(4096, seed=0)).mean(dim=0)
+            w = mean.lerp(w, truncation)
+        images = [self.synthesise(part) for part in w.split(batch_size)]
+        shape = (0, self.channels, self.image_size, self.image_size)
+        return torch.cat(images).clamp(-1, 1) if images else w.new_zeros(shape)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Generator":
+        """The averaged (EMA) generator of a run directory or of one of its checkpoints, in evaluation mode."""
+        from vitgan.checkpoint import load_generator
+
+        return load_generator(path, device=device)
+
+
+class MappingNetwork(nn.Module):
+    """z, normalised to unit mean square, through equalised layers with leaky ReLU to w. (B, dim) -> (B, dim)."""
+
+    def __init__(self, dim: int, depth: int, lr_multiplier: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EqualLinear(dim, dim, lr_multiplier=lr_multiplier) for _ in range(depth))
+
+    def forward(self, z: Tensor) -> Tensor:
+        w = F.rms_norm(z, z.shape[-1:], eps=1e-8)
+        for layer in self.layers:
+            w = F.leaky_relu(layer(w), 0.2) * 2**0.5
+        return w
+
+
+class SelfModulatedLayerNorm(nn.Module):
+    """SLN(h, w) = gamma(w) * (h - mean) / std + beta(w) (ViTGAN eq. 7). h (B, L, dim), w (B, latent_dim) -> (B, L, dim)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        features = config.dim if config.sln == "vector" else 1
+        self.norm = nn.LayerNorm(config.dim, elementwise_affine=False)
+        self.gamma = EqualLinear(config.latent_dim, features, bias_init=1.0)
+        self.beta = EqualLinear(config.latent_dim, features)
+
+    def forward(self, h: Tensor, w: Tensor) -> Tensor:
+        return self.gamma(w).unsqueeze(1) * self.norm(h) + self.beta(w).unsqueeze(1)
+
+
+class GeneratorBlock(nn.Module):
+    """h' = MSA(SLN(h, w)) + h, then h = MLP(SLN(h', w)) + h', with an SLN of its own at each site."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.attention_norm = SelfModulatedLayerNorm(config)
+        self.attention = SelfAttention(config.dim, config.heads)
+        self.mlp_norm = SelfModulatedLayerNorm(config)
+        self.mlp = MLP(config.dim, int(config.dim * config.mlp_ratio))
+
+    def forward(self, h: Tensor, w: Tensor) -> Tensor:
+        h = h + self.attention(self.attention_norm(h, w))
+        return h + self.mlp(self.mlp_norm(h, w))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product self-attention. (B, L, dim) -> (B, L, dim)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = EqualLinear(dim, 3 * dim)
+        self.to_out = EqualLinear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b l (qkv heads d) -> qkv b heads l d", qkv=3, heads=self.heads)
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads l d -> b l (heads d)"))
+
+
+class LinearHead(nn.Module):
+    """Each token through one linear layer to the pixels of its patch. (B, L, dim) -> (B, C, H, W)."""
+
+    def __init__(self, config: GeneratorConfig, grid: int, channels: int) -> None:
+        super().__init__()
+        self.linear = EqualLinear(config.dim, config.patch_size**2 * channels)
+        self.fold = {"gh": grid, "gw": grid, "ph": config.patch_size, "pw": config.patch_size}
+
+    def forward(self, y: Tensor) -> Tensor:
+        return rearrange(self.linear(y) / 2, "b (gh gw) (ph pw c) -> b c (gh ph) (gw pw)", **self.fold)
+
+
+class SirenHead(nn.Module):
+    """f(E_fou, y): a modulated SIREN from the Fourier features of a pixel to its colour. (B, L, dim) -> (B, C, H, W)."""
+
+    def __init__(self, config: GeneratorConfig, grid: int, channels: int) -> None:
+        super().__init__()
+        self.combine: nn.Module | None = None
+        cell = config.patch_size
+        if config.scope == "image":
+            tokens = grid * grid * config.dim
+            self.combine = nn.Sequential(nn.Flatten(), EqualLinear(tokens, config.dim), nn.LayerNorm(config.dim))
+            grid, cell = 1, grid * cell
+        self.fold = {"gh": grid, "gw": grid, "ph": cell, "pw": cell}
+        features = config.siren_dim or config.dim
+        self.fourier = FourierPositions(cell, features, frequency=config.fourier_frequency)
+        self.siren = ModulatedSiren(
+            in_features=features,
+            hidden_features=features,
+            out_features=channels,
+            style_features=config.dim,
+            hidden_layers=config.siren_hidden_layers,
+            omega=config.omega,
+            demodulate=config.demodulate,
+            equalised=True,
+            linear=EqualLinear,
+        )
+
+    def forward(self, y: Tensor) -> Tensor:
+        style = y.flatten(0, 1) if self.combine is None else self.combine(y)
+        pixels = self.siren(self.fourier(), style)
+        return rearrange(pixels, "(b gh gw) (ph pw) c -> b c (gh ph) (gw pw)", **self.fold)
+
+
+def check_sizes(image_size: int, patch_size: int, channels: int, dim: int, heads: int) -> None:
+    """Raise ValueError unless the sizes of a generator or discriminator fit together."""
+    if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        raise ValueError(f"the image size must be a multiple of the patch size, got {image_size} and {patch_size}")
+    if not 1 <= channels <= 4:
+        raise ValueError(f"channels must be 1 to 4 (grey, grey + alpha, RGB, RGBA), got {channels}")
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}")

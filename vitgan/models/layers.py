@@ -1,0 +1,74 @@
+"""The parts that the generator and the discriminator share."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class EqualLinear(nn.Linear):
+    """A linear layer with an equalised learning rate (Karras et al., 2018).
+
+    Weights are held at unit variance and scaled by 1 / sqrt(in_features) as they are used, so that Adam moves every
+    layer by the same relative step. `lr_multiplier` slows the layer down further, without changing its start.
+
+    Shape: (..., in_features) -> (..., out_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0) -> None:
+        super().__init__(in_features, out_features)
+        nn.init.normal_(self.weight, std=1 / lr_multiplier)
+        nn.init.constant_(self.bias, bias_init / lr_multiplier)
+        self.weight_scale = lr_multiplier / math.sqrt(in_features)
+        self.bias_scale = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias if self.bias_scale == 1 else self.bias * self.bias_scale
+        return F.linear(x, self.weight * self.weight_scale, bias)
+
+
+class EqualConv2d(nn.Conv2d):
+    """A 2D convolution with an equalised learning rate; zero padding. Shape: (B, C, H, W) -> (B, O, H', W')."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        self.weight_scale = 1 / math.sqrt(in_channels * kernel_size**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.weight_scale, self.bias)
+
+
+class FourierPositions(nn.Module):
+    """A learned Fourier embedding sin(W p + b) of the cell centres p in [-1, 1]^2 of a square grid (ViTGAN eq. 8, E_fou).
+
+    Args:
+        grid_size: cells along a side.
+        dim: features, each a sine of its own learned direction and frequency.
+        frequency: standard deviation of the starting frequencies, in radians per unit of p.
+
+    Shape: () -> (grid_size * grid_size, dim), rows of the grid one after the other.
+    """
+
+    positions: Tensor
+
+    def __init__(self, grid_size: int, dim: int, *, frequency: float) -> None:
+        super().__init__()
+        centres = (torch.arange(grid_size) * 2 + 1) / grid_size - 1
+        grid = torch.stack(torch.meshgrid(centres, centres, indexing="ij"), dim=-1).reshape(-1, 2)
+        self.register_buffer("positions", grid, persistent=False)
+        self.linear = EqualLinear(2, dim)
+        nn.init.uniform_(self.linear.bias, -math.pi, math.pi)
+        self.linear.weight_scale = frequency
+
+    def forward(self) -> Tensor:
+        return torch.sin(self.linear(self.positions))
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU, linear. Shape: (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(EqualLinear(dim, hidden), nn.GELU(), EqualLinear(hidden, dim))
