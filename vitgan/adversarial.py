@@ -1,9 +1,10 @@
 """The two optimisation steps of a GAN, and everything that they change."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vitgan.augment import DiffAugment
@@ -41,6 +42,12 @@ class Adversarial:
         """Real images shown to the discriminator so far."""
         return self.steps * self.config.batch_size
 
+    @property
+    def averaged_generator(self) -> Generator:
+        """The generator whose weights are a moving average (EMA): the one to sample from."""
+        average: Generator = self.average.module
+        return average
+
     def step(self, real: Tensor) -> dict[str, Tensor]:
         """One step of the discriminator and one of the generator.
 
@@ -57,7 +64,40 @@ class Adversarial:
         self.average.update_parameters(self.generator)
         return d_scalars | g_scalars
 
-    def _optimise(self, optimiser: torch.optim.Optimizer, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on, but the averaged generator: tensors by name, and plain values."""
+        tensors = {"random": self.random.get_state()}
+        values: dict[str, Any] = {"steps": self.steps, "averaged": int(self.average.n_averaged)}
+        for name, network in self._networks().items():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
+        for name, optimiser in self._optimisers().items():
+            for index, slots in optimiser.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{slot}": tensor for slot, tensor in slots.items()}
+        return tensors, values
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take over what `state` gave. Raises KeyError, ValueError or RuntimeError where it does not fit."""
+        for name, network in self._networks().items():
+            network.load_state_dict(_below(tensors, name))
+        for name, optimiser in self._optimisers().items():
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in _below(tensors, name).items():
+                index, slot = key.split(".")
+                slots.setdefault(int(index), {})[slot] = tensor
+            optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+        self.random.set_state(tensors["random"])
+        self.average.n_averaged.fill_(values["averaged"])
+        self.steps = values["steps"]
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"g_optimiser": self.g_optimiser, "d_optimiser": self.d_optimiser}
+
+    def _optimise(
+        self, optimiser: torch.optim.Optimizer, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]
+    ) -> dict[str, Tensor]:
         optimiser.zero_grad(set_to_none=True)
         parts = []
         for loss, scalars in losses:
@@ -82,7 +122,9 @@ class Adversarial:
         total = discriminator_loss(real_logits, fake_logits, loss.kind)
         scalars = {"d_loss": total, "d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
         if clean:
-            bcr = loss.bcr_real * consistency(clean[0], real_logits) + loss.bcr_fake * consistency(clean[1], fake_logits)
+            bcr = loss.bcr_real * consistency(clean[0], real_logits) + loss.bcr_fake * consistency(
+                clean[1], fake_logits
+            )
             total, scalars["bcr"] = total + bcr, bcr
         if penalise:
             norms = gradient_penalty(torch.cat([real_logits, fake_logits]), images)
@@ -119,6 +161,12 @@ class Adversarial:
         half_life = min(optimiser.ema_half_life, optimiser.ema_ramp_up * self.images)
         decay = 0.5 ** (self.config.batch_size / half_life)
         torch._foreach_lerp_(average, current, 1 - decay)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
+    }
 
 
 def _first(parts: Iterable[Tensor]) -> Iterable[tuple[Tensor, bool]]:

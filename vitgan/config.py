@@ -105,7 +105,9 @@ class Config:
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.evaluate_samples < 2:
             raise ValueError("checkpoint_every and keep_checkpoints must be at least 1, evaluate_samples at least 2")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}")
+            raise ValueError(
+                f"batch_size must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}"
+            )
 
 
 PRESETS: dict[str, Config] = {

@@ -34,7 +34,7 @@ def consistency(logits: Tensor, augmented: Tensor) -> Tensor:
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm (B,) of the gradient of each image's logit: R1 on real images, R2 on generated ones (Mescheder, 2018).
+    """Squared norm (B,) of the gradient of each image's logit: R1 on real, R2 on generated ones (Mescheder, 2018).
 
     images (B, C, H, W) must require a gradient and be what the logits were computed from, each logit from its own image
     alone. Differentiable once more, in the weights.

@@ -9,9 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
-
-from typing_extensions import Literal
+from typing import Any, Literal, get_args
 
 BackendName = Literal["auto", "reference", "triton", "cuda", "cpp"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
@@ -65,7 +63,9 @@ class Operator:
         for implementation in self.implementations:
             able, reason = implementation.can_handle(*args, **kwargs)
             lines.append(f"  {implementation.backend:<9} {'can' if able else 'cannot'}: {reason}")
-        lines += [f"  {name:<9} cannot: no such implementation of {self.name}" for name in BACKENDS[1:] if name not in known]
+        lines += [
+            f"  {name:<9} cannot: no such implementation of {self.name}" for name in BACKENDS[1:] if name not in known
+        ]
         return "\n".join(lines)
 
 
@@ -73,6 +73,7 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def checked_backend(name: str) -> str:
+    """The name, if it is one of BACKENDS; otherwise ValueError."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     return name

@@ -20,10 +20,12 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
             first_name, first = name, tensor
         elif tensor.dtype != first.dtype:
             raise TypeError(
-                f"{op}: {first_name} is {first.dtype} but {name} is {tensor.dtype}: convert one, or run under torch.autocast"
+                f"{op}: {first_name} is {first.dtype} but {name} is {tensor.dtype}: convert one, or use torch.autocast"
             )
         elif tensor.device != first.device:
-            raise ValueError(f"{op}: {first_name} is on {first.device} but {name} is on {tensor.device}: move one of them")
+            raise ValueError(
+                f"{op}: {first_name} is on {first.device} but {name} is on {tensor.device}: move one of them"
+            )
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -33,10 +35,12 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
     )
 
 
 def check_finite_number(op: str, name: str, value: float) -> None:
+    """Raise ValueError unless the value is a finite int or float."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")

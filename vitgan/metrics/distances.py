@@ -16,7 +16,9 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: in
         seed: of the directions.
     """
     if a.shape != b.shape or a.ndim != 4 or len(a) == 0:
-        raise ValueError(f"two equally large sets of images (N, C, H, W) are needed, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"two equally large sets of images (N, C, H, W) are needed, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     pixels = a[0].numel()
     directions = torch.randn(pixels, projections, generator=torch.Generator().manual_seed(seed)).to(a)
     directions = directions / directions.norm(dim=0)

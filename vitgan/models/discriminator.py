@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from vitgan_kernels import L2SelfAttention, SpectralNormGroup
 
 from vitgan.models.generator import check_sizes
 from vitgan.models.layers import MLP, EqualConv2d, EqualLinear, FourierPositions
+from vitgan_kernels import L2SelfAttention, SpectralNormGroup
 
 
 @dataclass(frozen=True)

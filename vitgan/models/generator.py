@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vitgan_kernels import ModulatedSiren
 
 from vitgan.models.layers import MLP, EqualLinear, FourierPositions
+from vitgan_kernels import ModulatedSiren
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Generator(nn.Module):
         self.head = head(config, grid, channels)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Images for latents. z (B, latent_dim), standard normal -> (B, channels, image_size, image_size), about [-1, 1]."""
+        """Images for latents. z (B, latent_dim), normal -> (B, channels, image_size, image_size), about [-1, 1]."""
         return self.synthesise(self.mapping(z))
 
     def synthesise(self, w: Tensor) -> Tensor:
@@ -123,6 +123,15 @@ class Generator(nn.Module):
         shape = (0, self.channels, self.image_size, self.image_size)
         return torch.cat(images).clamp(-1, 1) if images else w.new_zeros(shape)
 
+    @torch.no_grad()
+    def interpolate(self, count: int, *, seed: int = 0, truncation: float = 1.0, stops: int = 4) -> Tensor:
+        """`count` images in [-1, 1] along a closed walk in w through `stops` random points."""
+        points = self.mapping(self.latents(stops, seed=seed))
+        place = torch.arange(count, device=points.device) * stops / count
+        before = place.long()
+        w = points[before].lerp(points[(before + 1) % stops], (place - before).unsqueeze(1))
+        return self.render(w, truncation=truncation)
+
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Generator":
         """The averaged (EMA) generator of a run directory or of one of its checkpoints, in evaluation mode."""
@@ -146,7 +155,7 @@ class MappingNetwork(nn.Module):
 
 
 class SelfModulatedLayerNorm(nn.Module):
-    """SLN(h, w) = gamma(w) * (h - mean) / std + beta(w) (ViTGAN eq. 7). h (B, L, dim), w (B, latent_dim) -> (B, L, dim)."""
+    """SLN(h, w) = gamma(w) * (h - mean) / std + beta(w) (ViTGAN eq. 7). h (B, L, dim), w (B, latent_dim)."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -201,7 +210,7 @@ class LinearHead(nn.Module):
 
 
 class SirenHead(nn.Module):
-    """f(E_fou, y): a modulated SIREN from the Fourier features of a pixel to its colour. (B, L, dim) -> (B, C, H, W)."""
+    """f(E_fou, y): a modulated SIREN from a pixel's Fourier features to its colour. (B, L, dim) -> (B, C, H, W)."""
 
     def __init__(self, config: GeneratorConfig, grid: int, channels: int) -> None:
         super().__init__()

@@ -16,7 +16,9 @@ class EqualLinear(nn.Linear):
     Shape: (..., in_features) -> (..., out_features).
     """
 
-    def __init__(self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0
+    ) -> None:
         super().__init__(in_features, out_features)
         nn.init.normal_(self.weight, std=1 / lr_multiplier)
         nn.init.constant_(self.bias, bias_init / lr_multiplier)
@@ -31,7 +33,9 @@ class EqualLinear(nn.Linear):
 class EqualConv2d(nn.Conv2d):
     """A 2D convolution with an equalised learning rate; zero padding. Shape: (B, C, H, W) -> (B, O, H', W')."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
         nn.init.normal_(self.weight)
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
@@ -42,7 +46,7 @@ class EqualConv2d(nn.Conv2d):
 
 
 class FourierPositions(nn.Module):
-    """A learned Fourier embedding sin(W p + b) of the cell centres p in [-1, 1]^2 of a square grid (ViTGAN eq. 8, E_fou).
+    """A learned Fourier embedding sin(W p + b) of the cell centres p in [-1, 1]^2 of a grid (ViTGAN, E_pos and E_fou).
 
     Args:
         grid_size: cells along a side.

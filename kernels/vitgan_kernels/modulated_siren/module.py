@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class ModulatedSiren(nn.Module):
         self.to_styles = nn.ModuleList()
         self.weight_scales: list[float] = []
         self.bias_scales: list[float] = []
-        for layer, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
             hidden = layer < hidden_layers
             std = math.sqrt(2 / fan_in) / self.omega if hidden else math.sqrt(0.25 / fan_in)
             uniform = (torch.rand(fan_out, fan_in) * 2 - 1) * math.sqrt(3)

@@ -128,8 +128,12 @@ def _check_input(op: str, x: Tensor, style: Tensor) -> None:
 
 def _check_layer(op: str, where: str, width: int, weight: Tensor, style: Tensor, bias: Tensor | None) -> None:
     if weight.ndim != 2 or weight.shape[1] != width:
-        raise ValueError(f"{op}: weight{where} must be (O, {width}) for {width} input features, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"{op}: weight{where} must be (O, {width}) for {width} input features, got {tuple(weight.shape)}"
+        )
     if style.ndim != 2 or style.shape[1] != width:
-        raise ValueError(f"{op}: style{where} must be (B, {width}) for {width} input features, got {tuple(style.shape)}")
+        raise ValueError(
+            f"{op}: style{where} must be (B, {width}) for {width} input features, got {tuple(style.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias{where} must be ({weight.shape[0]},), got {tuple(bias.shape)}")

@@ -32,7 +32,7 @@ def modulated_linear(
 
 
 def _modulated_product(x: Tensor, weight: Tensor, style: Tensor) -> Tensor:
-    """sum_i weight[o,i] * style[b,i] * x[b,p,i]: the style goes to whichever operand makes the smallest intermediate."""
+    """sum_i weight[o,i] * style[b,i] * x[b,p,i]: the style multiplies the operand that is smallest then."""
     batch, (outputs, inputs), points = style.shape[0], weight.shape, x.shape[-2]
     if x.ndim == 2 and outputs <= batch:
         shared = x.unsqueeze(1) * weight

@@ -53,7 +53,9 @@ class SpectralNormGroup:
             if _is_matrix(layer) and (only is None or only(name, layer)):
                 self._add(name, layer, improved)
         if not self.names:
-            raise ValueError(f"SpectralNormGroup: {type(module).__name__} has no weight of two or more dimensions to normalise")
+            raise ValueError(
+                f"SpectralNormGroup: {type(module).__name__} has no weight of two or more dimensions to normalise"
+            )
         module.register_forward_pre_hook(self._scale_all)
         module.register_forward_hook(self._forget, always_call=True)
 
@@ -63,7 +65,9 @@ class SpectralNormGroup:
 
     def _add(self, name: str, layer: nn.Module, improved: bool) -> None:
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-            raise ValueError(f"SpectralNormGroup: {name} is a transposed convolution, which is not supported: leave it out with only=")
+            raise ValueError(
+                f"SpectralNormGroup: {name} is a transposed convolution, not supported: leave it out with only="
+            )
         if parametrize.is_parametrized(layer, "weight"):
             raise ValueError(f"SpectralNormGroup: the weight of {name} is parametrised already: remove that first")
         state = _Scale(layer.weight.detach(), improved=improved, eps=self.eps, name=name)
@@ -95,7 +99,7 @@ class SpectralNormGroup:
 
 
 class _Scale(nn.Module):
-    """The normalisation of one weight: its vectors, the norm it is scaled to, and the group's result while it is valid."""
+    """The normalisation of one weight: its vectors, the norm it is scaled to, and the group's result while valid."""
 
     _u: Tensor
     _v: Tensor

@@ -33,9 +33,7 @@ def build_info() -> dict[str, str]:
     return dict(_load().build_info())
 
 
-def power_iteration(
-    weight: Tensor, u: Tensor, v: Tensor, n_iterations: int = 1, eps: float = 1e-12
-) -> Tensor:
+def power_iteration(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int = 1, eps: float = 1e-12) -> Tensor:
     """``n_iterations`` times, in place: v <- normalise(W^T u), u <- normalise(W v). Then sigma = u^T W v.
 
     normalise(x) is x / max(||x||, eps). Not differentiable: u and v are constants of spectral normalisation,
@@ -78,33 +76,25 @@ def _load() -> ModuleType:
             "`pip install -v` shows why a build did not happen"
         ) from error
     except ImportError as error:
-        raise RuntimeError(
-            f"{_MODULE} cannot be loaded ({error}): install vitgan again on this machine"
-        ) from error
+        raise RuntimeError(f"{_MODULE} cannot be loaded ({error}): install vitgan again on this machine") from error
 
 
 def _check(weight: Tensor, u: Tensor, v: Tensor) -> None:
     if weight.ndim != 2:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}; a matrix (out, in) is needed: use flatten(1)"
-        )
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; a matrix (out, in) is needed: use flatten(1)")
     if weight.dtype not in _DTYPES:
         raise ValueError(f"weight is {weight.dtype}; float32 or float64 is needed: convert it")
     expected = {"weight": (weight, weight.shape), "u": (u, weight.shape[:1]), "v": (v, weight.shape[1:])}
     for name, (tensor, shape) in expected.items():
         if tensor.device.type != "cpu":
-            raise ValueError(
-                f"{name} is on {tensor.device}; this function works on the CPU: use {name}.cpu()"
-            )
+            raise ValueError(f"{name} is on {tensor.device}; this function works on the CPU: use {name}.cpu()")
         if tensor.shape != shape:
             given, needed, matrix = tuple(tensor.shape), tuple(shape), tuple(weight.shape)
             raise ValueError(f"{name} has shape {given}; {needed} is needed for a weight {matrix}")
         if tensor.dtype != weight.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, but weight is {weight.dtype}: convert one of them")
         if not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} has strides {tensor.stride()}; it must be contiguous: use {name}.contiguous()"
-            )
+            raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous: use {name}.contiguous()")
     for name, tensor in (("u", u), ("v", v)):
         if tensor.requires_grad:
             raise ValueError(f"{name} requires grad, but is overwritten: give {name}.detach()")

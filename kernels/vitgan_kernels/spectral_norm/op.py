@@ -73,8 +73,8 @@ def _check_matrix(i: int, weight: Tensor, u: Tensor, v: Tensor) -> None:
     in_features = weight.numel() // out_features
     if u.shape != (out_features,) or v.shape != (in_features,):
         raise ValueError(
-            f"spectral_norm: weights[{i}] {tuple(weight.shape)} is a matrix ({out_features}, {in_features}), so u must be "
-            f"({out_features},) and v ({in_features},), got {tuple(u.shape)} and {tuple(v.shape)}"
+            f"spectral_norm: weights[{i}] {tuple(weight.shape)} is a matrix ({out_features}, {in_features}), so u must "
+            f"be ({out_features},) and v ({in_features},), got {tuple(u.shape)} and {tuple(v.shape)}"
         )
     if u.requires_grad or v.requires_grad:
         raise ValueError(f"spectral_norm: u[{i}] and v[{i}] are constants and must not require a gradient: detach them")

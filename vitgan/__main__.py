@@ -1,0 +1,7 @@
+"""`python -m vitgan` is the command line."""
+
+import sys
+
+from vitgan.cli import main
+
+sys.exit(main())

@@ -1,0 +1,167 @@
+"""Checkpoints: directories of safetensors and JSON that appear whole or not at all.
+
+RUN/config.json                        the resolved configuration
+RUN/checkpoints/000001200000/          named by the images seen
+    generator_ema.safetensors          the averaged generator: all that sampling needs
+    training.safetensors               both networks, both optimisers, random state
+    state.json                         step count, optimiser settings
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from vitgan.adversarial import Adversarial
+from vitgan.config import Config, from_dict, to_dict
+from vitgan.models import Generator
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+GENERATOR = "generator_ema.safetensors"
+TRAINING = "training.safetensors"
+STATE = "state.json"
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A run or checkpoint cannot be used; the message says why and what to do."""
+
+
+def save_config(config: Config, run: Path) -> None:
+    """Write RUN/config.json."""
+    write_atomically(run / CONFIG, json.dumps(to_dict(config), indent=2).encode())
+
+
+def load_config(run: Path) -> Config:
+    """The configuration of a run. Raises CheckpointError where there is none or it does not fit this version."""
+    path = run / CONFIG
+    try:
+        config: Config = from_dict(Config, json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run} is not a run directory: it has no {CONFIG}") from None
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return config
+
+
+def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint of the present state, whole or not at all, then remove all but the newest `keep`.
+
+    Everything is written and flushed under a hidden name, which is then renamed: at no moment does a checkpoint with
+    something missing bear a name that loading looks for.
+    """
+    folder = run / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    final = folder / f"{training.images:012d}"
+    tensors, values = training.state()
+    state = {"format": FORMAT, "training": values, "trainer": trainer_state}
+    draft = folder / f".draft-{final.name}"
+    draft.mkdir()
+    write_synced(draft / GENERATOR, save(_contiguous(training.averaged_generator.state_dict())))
+    write_synced(draft / TRAINING, save(_contiguous(tensors)))
+    write_synced(draft / STATE, json.dumps(state, indent=2).encode())
+    _sync_folder(draft)
+    if final.exists():
+        _remove(final)
+    draft.rename(final)
+    _sync_folder(folder)
+    for old in list_checkpoints(run)[:-keep]:
+        _remove(old)
+    return final
+
+
+def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
+    """Put the state of a checkpoint into `training`; returns the trainer's own state."""
+    try:
+        state = json.loads((path / STATE).read_text())
+        tensors = load_file(path / TRAINING)
+        average = load_file(path / GENERATOR)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged and cannot be read ({error}): use an older checkpoint") from error
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {state.get('format')}, this version reads {FORMAT}")
+    try:
+        training.averaged_generator.load_state_dict(average)
+        training.load_state(tensors, state["training"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is of another model than this configuration; resume with the run's own: {error}"
+        ) from error
+    trainer: dict[str, Any] = state["trainer"]
+    return trainer
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("[0-9]*") if path.is_dir())
+
+
+def latest_checkpoint(path: Path) -> Path:
+    """The newest checkpoint of a run directory, or the path itself where it is a checkpoint."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist: give a run directory or one of its checkpoints")
+    if (path / STATE).exists():
+        return path
+    checkpoints = list_checkpoints(path)
+    if not checkpoints:
+        raise CheckpointError(f"{path} has no checkpoint: give a run directory or one of its checkpoints")
+    return checkpoints[-1]
+
+
+def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+    """The averaged generator of a run directory or checkpoint, in evaluation mode."""
+    checkpoint = latest_checkpoint(Path(path))
+    config = load_config(checkpoint.parent.parent)
+    generator = Generator(config.generator, image_size=config.image_size, channels=config.channels)
+    try:
+        generator.load_state_dict(load_file(checkpoint / GENERATOR))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint / GENERATOR} cannot be loaded: {error}") from error
+    return generator.to(device).eval().requires_grad_(False)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that its name never bears half of it."""
+    draft = path.with_name(f".draft-{path.name}")
+    write_synced(draft, content)
+    draft.replace(path)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(checkpoint: Path) -> None:
+    # Renamed first: a removal that is cut short leaves no half checkpoint under a name that counts.
+    trash = checkpoint.with_name(f".trash-{checkpoint.name}")
+    checkpoint.rename(trash)
+    shutil.rmtree(trash)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in [*folder.glob(".draft-*"), *folder.glob(".trash-*")]:
+        shutil.rmtree(path)

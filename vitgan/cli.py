@@ -1,0 +1,117 @@
+"""The command line: `vitgan train` and `vitgan sample`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+USAGE = """\
+usage: vitgan COMMAND ...
+
+Image generation with vision transformers (ViTGAN, arXiv 2107.04589).
+
+  vitgan train     train on shapes, CIFAR-10, or a folder or zip of images
+  vitgan sample    make images with a trained generator
+
+Each command explains itself with --help.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Expected failures are one line on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "sample": sample}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        print(f"vitgan: no command {arguments[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    from vitgan.checkpoint import CheckpointError
+    from vitgan.data import DataError
+    from vitgan.trainer import TrainingError
+
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except (CheckpointError, DataError, TrainingError, ValueError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"vitgan {arguments[0]}: {error}", markup=False)
+        return 1
+
+
+def train(arguments: list[str]) -> int:
+    """vitgan train: values come from the preset, or from the run that is resumed, and then from the flags."""
+    from vitgan.checkpoint import latest_checkpoint, load_config
+    from vitgan.config import PRESETS, Config
+    from vitgan.trainer import Trainer, new_run_directory
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS, default="tiny")
+    first.add_argument("--resume", type=Path)
+    chosen, rest = first.parse_known_args(arguments)
+    if chosen.resume:
+        latest_checkpoint(chosen.resume)
+    default = load_config(chosen.resume) if chosen.resume else PRESETS[chosen.preset]
+    config = tyro.cli(
+        Config,
+        default=default,
+        args=rest,
+        prog="vitgan train",
+        description=(
+            "Train a ViTGAN. --preset NAME chooses where all values start from: "
+            f"{', '.join(PRESETS)} (default tiny: coloured shapes, five minutes on a laptop). "
+            "--resume RUN goes on with an interrupted run, with its own configuration."
+        ),
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    run = chosen.resume or new_run_directory(config)
+    finished = Trainer(config, run).train()
+    return 0 if finished else 130
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Make images with a trained generator (the averaged one)."""
+
+    model: tyro.conf.Positional[Path]
+    """Run directory, or one of its checkpoints."""
+    out: Path = Path("samples.png")
+    """A .png for a grid or strip; any other path is a folder for one file an image."""
+    count: int = 64
+    """Number of images; with --interpolate, of steps."""
+    seed: int = 0
+    """Chooses the latents."""
+    truncation: float = 1.0
+    """1 shows everything the generator can do; towards 0, images come closer to the mean one."""
+    interpolate: bool = False
+    """Walk from one random image to the next in w and back, as a strip."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
+
+def sample(arguments: list[str]) -> int:
+    """vitgan sample: a grid, a folder of images, or an interpolation."""
+    from vitgan.checkpoint import load_generator
+    from vitgan.images import grid, save_image
+    from vitgan.trainer import pick_device
+
+    options = tyro.cli(Sample, args=arguments, prog="vitgan sample")
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1, got {options.count}")
+    generator = load_generator(options.model, device=pick_device(options.device))
+    if options.interpolate:
+        images = generator.interpolate(options.count, seed=options.seed, truncation=options.truncation)
+    else:
+        images = generator.sample(options.count, seed=options.seed, truncation=options.truncation)
+    if options.out.suffix.lower() == ".png":
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        save_image(grid(images, columns=options.count if options.interpolate else None), options.out)
+    else:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            save_image(image, options.out / f"{number:06d}.png")
+    print(f"{options.count} images -> {options.out}")
+    return 0

@@ -1,0 +1,58 @@
+"""Numbers that say how a run is doing, from the averaged generator, without any network."""
+
+import torch
+from torch import Tensor
+
+from vitgan.data import ImageDataset, Shapes
+from vitgan.images import from_uint8
+from vitgan.metrics.distances import mean_pairwise_distance, sliced_wasserstein
+from vitgan.metrics.modes import mode_coverage
+from vitgan.models import Generator
+
+
+class Evaluator:
+    """Compares samples with a fixed random part of the data.
+
+    Args:
+        dataset: the training data.
+        samples: images on each side; fewer where the data set is smaller.
+        seed: chooses the real images and the latents, the same at every evaluation.
+    """
+
+    def __init__(self, dataset: ImageDataset, *, samples: int, seed: int) -> None:
+        self.dataset = dataset
+        self.samples = min(samples, len(dataset))
+        self.seed = seed
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        self.real = from_uint8(dataset.fetch(order[: self.samples]))
+        self.real_distance = mean_pairwise_distance(self.real)
+
+    def __call__(self, generator: Generator) -> dict[str, float]:
+        """Sliced Wasserstein distance and diversity, and for shapes the modes hit.
+
+        `diversity` is the mean distance between two samples in units of that between two real images. `modes_hit` is
+        the share of the known modes that samples hit, `matched` the share of samples that are clearly one of them.
+        """
+        fake = generator.sample(self.samples, seed=self.seed + 1).cpu()
+        result = {
+            "sliced_wasserstein": sliced_wasserstein(fake, self.real),
+            "diversity": mean_pairwise_distance(fake) / self.real_distance,
+        }
+        if isinstance(self.dataset, Shapes) and self.dataset.channels == 3:
+            coverage = mode_coverage(fake, self.dataset)
+            result["modes_hit"] = coverage.share_of_modes_hit
+            result["matched"] = coverage.share_of_samples_matched
+        return result
+
+    def floor(self) -> float:
+        """Sliced Wasserstein distance of other real images: a perfect generator's score. NaN if the data is too small."""
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.seed))
+        other = order[self.samples : 2 * self.samples]
+        if len(other) < self.samples:
+            return float("nan")
+        return sliced_wasserstein(from_uint8(self.dataset.fetch(other)), self.real)
+
+    @property
+    def grid(self) -> Tensor:
+        """Real images (64, C, H, W) to put beside samples."""
+        return self.real[:64]

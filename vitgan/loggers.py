@@ -1,0 +1,89 @@
+"""Where a run's numbers and pictures go: a JSON-lines file, TensorBoard, Weights & Biases."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitgan.config import Config, to_dict
+from vitgan.images import to_uint8
+
+METRICS = "metrics.jsonl"
+
+
+class Loggers:
+    """Everything logged goes to RUN/metrics.jsonl and, as the configuration asks, to TensorBoard and Weights & Biases.
+
+    Args:
+        config: of the run.
+        run: the run directory.
+        images: images seen so far; what an interrupted run had logged beyond them is dropped.
+    """
+
+    def __init__(self, config: Config, run: Path, *, images: int) -> None:
+        self.path = run / METRICS
+        _drop_lines_after(self.path, images)
+        self.file = self.path.open("a")
+        self.tensorboard: Any = None
+        self.wandb: Any = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=images + 1 if images else None)
+        if config.wandb:
+            try:
+                import wandb
+            except ImportError:
+                raise RuntimeError(
+                    "logging to Weights & Biases needs its package: pip install 'vitgan[wandb]'"
+                ) from None
+            self.wandb = wandb.init(
+                project=config.wandb, id=run.name, name=run.name, dir=run, config=to_dict(config), resume="allow"
+            )
+
+    def scalars(self, values: dict[str, float], *, images: int) -> None:
+        """Log numbers under the count of images seen."""
+        self.file.write(json.dumps({"images": images, **values}) + "\n")
+        self.file.flush()
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, images)
+        if self.wandb:
+            self.wandb.log({"images": images, **values})
+
+    def picture(self, image: Tensor, *, images: int) -> None:
+        """Log a picture (C, H, W) in [-1, 1]; an alpha channel is left out, except on disk."""
+        pixels = to_uint8(image)[: 1 if len(image) < 3 else 3]
+        if self.tensorboard:
+            self.tensorboard.add_image("samples", pixels, images)
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({"images": images, "samples": wandb.Image(pixels.permute(1, 2, 0).numpy())})
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics file; a last line that was cut short by a crash is left out."""
+    lines = []
+    for line in (run / METRICS).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _drop_lines_after(path: Path, images: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path.parent) if line["images"] <= images]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))

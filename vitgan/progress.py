@@ -1,0 +1,43 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+
+class TrainingProgress:
+    """Progress in images, with rate, time left and losses.
+
+    Args:
+        total: images of the whole run.
+        done: images of it that are done already.
+        console: where to write.
+    """
+
+    def __init__(self, total: int, done: int, console: Console) -> None:
+        self.total = total
+        self.console = console
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("starting", total=total, completed=done)
+
+    def __enter__(self) -> "TrainingProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, images: int, *, rate: float, left: float, scalars: dict[str, float]) -> None:
+        """Show the images done, the rate in images a second, the seconds left, and the losses."""
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in scalars.items() if name.endswith("_loss"))
+        eta = timedelta(seconds=round(left))
+        text = f"{images:,} of {self.total:,} images  {rate:.0f} images/s  {eta} left  {losses}"
+        self.bar.update(self.task, completed=images, description=text)
+        if self.bar.disable:
+            self.console.print(text, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.bar.console.print(text, soft_wrap=True)

@@ -1,0 +1,232 @@
+"""The training loop: data in, checkpoints, pictures and numbers out."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from vitgan.adversarial import Adversarial
+from vitgan.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, save_config
+from vitgan.config import Config
+from vitgan.data import BatchStream, ImageDataset, open_dataset
+from vitgan.evaluate import Evaluator
+from vitgan.images import from_uint8, grid, save_image
+from vitgan.loggers import Loggers
+from vitgan.models import Generator
+from vitgan.progress import TrainingProgress
+
+SAMPLES = "samples"
+GRID_SIDE = 8
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says why and what to do."""
+
+
+class Trainer:
+    """Trains one run, from its start or from its newest checkpoint.
+
+    Args:
+        config: the run.
+        run: its directory; made if it does not exist.
+        dataset: the images; None opens what the configuration names.
+        console: where to say how it goes.
+    """
+
+    def __init__(
+        self, config: Config, run: Path, *, dataset: ImageDataset | None = None, console: Console | None = None
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.console = console or Console()
+        self.device = pick_device(config.device)
+        self.dataset = dataset or open_dataset(config.data, image_size=config.image_size, channels=config.channels)
+        self.training = Adversarial(config, self.device)
+        self.evaluator = Evaluator(self.dataset, samples=config.evaluate_samples, seed=config.seed)
+        self.elapsed = 0.0
+        self.totals: dict[str, list[Tensor]] = {}
+        self._stop_signal: str | None = None
+        (run / SAMPLES).mkdir(parents=True, exist_ok=True)
+        if list_checkpoints(run):
+            state = load_checkpoint(self.training, latest_checkpoint(run))
+            self.elapsed = state["elapsed"]
+        self._logged_at = self.elapsed
+        save_config(config, run)
+
+    def train(self) -> bool:
+        """Train to the end of the run; False where a signal ended it early, with all saved to resume.
+
+        Raises:
+            TrainingError: a loss became NaN or infinite; the message names the last good checkpoint.
+        """
+        training, config = self.training, self.config
+        start = training.images
+        with (
+            BatchStream(
+                self.dataset, config.batch_size, seed=config.seed, start=training.steps, workers=config.workers
+            ) as stream,
+            _stop_on_signal(self),
+            TrainingProgress(config.images, start, self.console) as self.progress,
+        ):
+            self.loggers = Loggers(config, self.run, images=start)
+            try:
+                self._introduce()
+                while not self._finished():
+                    self._advance(stream)
+                return self._conclude()
+            finally:
+                self.loggers.close()
+
+    def _advance(self, stream: Iterator[Tensor]) -> None:
+        """One step, and what falls due after it."""
+        began = time.perf_counter()
+        real = from_uint8(next(stream).to(self.device, non_blocking=True))
+        for name, value in self.training.step(real).items():
+            self.totals.setdefault(name, []).append(value)
+        self.elapsed += time.perf_counter() - began
+        config = self.config
+        if self._due(config.log_every) or self._finished():
+            self._log()
+        if self._due(config.evaluate_every) and not self._finished():
+            self._evaluate()
+        if self._due(config.sample_every) and not self._finished():
+            self._sample()
+        if self._due(config.checkpoint_every) and not self._finished():
+            self._save()
+
+    def _due(self, every: int) -> bool:
+        """Whether the last step went past a multiple of `every` images."""
+        return self.training.images // every > (self.training.images - self.config.batch_size) // every
+
+    def _finished(self) -> bool:
+        late = self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes
+        return self.training.images >= self.config.images or late or self._stop_signal is not None
+
+    def _introduce(self) -> None:
+        if self.training.steps == 0:
+            self.progress.say(f"{self.dataset} on {self.device} -> {self.run}")
+            save_image(grid(self.evaluator.grid, columns=GRID_SIDE), self.run / "real.png")
+            self._evaluate()
+            self._sample()
+        else:
+            self.progress.say(f"resuming {self.run} at {self.training.images:,} images on {self.device}")
+
+    def _log(self) -> None:
+        """Log the means since the last time, and stop where one is not a number."""
+        if not self.totals:
+            return
+        scalars = {name: float(torch.stack(values).mean()) for name, values in self.totals.items()}
+        steps = max(map(len, self.totals.values()))
+        self.totals.clear()
+        bad = [name for name, value in scalars.items() if not math.isfinite(value)]
+        if bad:
+            self._fail(bad)
+        images = self.training.images
+        now = self.elapsed
+        rate = steps * self.config.batch_size / max(now - self._logged_at, 1e-9)
+        self._logged_at = now
+        left = (self.config.images - images) / rate
+        if self.config.max_minutes is not None:
+            left = min(left, 60 * self.config.max_minutes - now)
+        self.loggers.scalars(scalars | {"images_per_second": rate, "elapsed": now}, images=images)
+        self.progress.update(images, rate=rate, left=max(left, 0.0), scalars=scalars)
+
+    def _evaluate(self) -> None:
+        scores = self.evaluator(self.average)
+        self.loggers.scalars(scores, images=self.training.images)
+        text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        self.progress.say(f"{self.training.images:,} images: {text}")
+
+    def _sample(self) -> None:
+        sheet = grid(self.average.sample(GRID_SIDE**2, seed=self.config.seed), columns=GRID_SIDE)
+        save_image(sheet, self.run / SAMPLES / f"{self.training.images:012d}.png")
+        self.loggers.picture(sheet, images=self.training.images)
+
+    def _save(self) -> Path:
+        self._log()
+        state = {"elapsed": self.elapsed}
+        return save_checkpoint(self.training, self.run, trainer_state=state, keep=self.config.keep_checkpoints)
+
+    def _conclude(self) -> bool:
+        path = self._save()
+        if self._stop_signal:
+            self.progress.say(
+                f"{self._stop_signal}: stopped at {self.training.images:,} images, saved {path}\n"
+                f"go on with: vitgan train --resume {self.run}"
+            )
+            return False
+        self._evaluate()
+        self._sample()
+        newest = sorted((self.run / SAMPLES).glob("*.png"))[-1]
+        self.progress.say(
+            f"done: {self.training.images:,} images in {self.elapsed / 60:.1f} minutes\n"
+            f"samples: {newest}\nmodel: {path}"
+        )
+        return True
+
+    def _fail(self, names: list[str]) -> None:
+        checkpoints = list_checkpoints(self.run)
+        last = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint had been saved yet"
+        raise TrainingError(
+            f"{', '.join(names)} became NaN or infinite before {self.training.images:,} images; {last}. "
+            f"Lower the learning rates (--optimiser.g-lr, --optimiser.d-lr) and resume from it, or start again."
+        )
+
+    @property
+    def average(self) -> Generator:
+        """The averaged generator."""
+        return self.training.averaged_generator
+
+    def stop(self, reason: str) -> None:
+        """End the run after the present step, with a checkpoint."""
+        self._stop_signal = reason
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name, or CUDA where there is one. Raises TrainingError where it cannot be had."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"device {name!r} cannot be used here: {error}") from error
+    return device
+
+
+def new_run_directory(config: Config, root: Path = Path("runs")) -> Path:
+    """A directory for a new run: the one asked for, if it is free, or the next number under runs/."""
+    if config.out is not None:
+        if config.out.exists() and any(config.out.iterdir()):
+            raise TrainingError(f"{config.out} is not empty: choose another --out, or go on with --resume {config.out}")
+        config.out.mkdir(parents=True, exist_ok=True)
+        return config.out
+    root.mkdir(exist_ok=True)
+    name = f"{config.preset}-{Path(config.data).stem}"
+    numbers = [int(path.name[:5]) for path in root.iterdir() if path.name[:5].isdigit()]
+    run = root / f"{max(numbers, default=-1) + 1:05d}-{name}"
+    run.mkdir()
+    return run
+
+
+@contextmanager
+def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end the run in order; a second Ctrl-C ends it at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        trainer.stop(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
