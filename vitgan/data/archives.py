@@ -91,9 +91,7 @@ def open_archive(path: Path) -> Folder | Zip:
     if path.is_dir():
         return Folder(path)
     if is_image(path.name):
-        raise DataError(
-            f"{path}: this is a single image; give the folder that holds the images, or a .zip of them"
-        )
+        raise DataError(f"{path}: this is a single image; give the folder that holds the images, or a .zip of them")
     if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
         return Zip(path)
     raise DataError(f"{path}: neither a folder nor a .zip; unpack it and give the folder of images")

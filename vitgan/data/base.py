@@ -40,9 +40,10 @@ class ImageDataset:
         raise NotImplementedError
 
     def fetch(self, indices: Indices) -> Tensor:
-        """Images at `indices`, in that order: uint8 (B, C, H, W) on the CPU. IndexError if one is out of range.
+        """Images at `indices`, in that order: uint8 (B, C, H, W) on the CPU, the caller's to change.
 
-        Never a view of the data set: the caller may write to it.
+        Raises:
+            IndexError: an index is out of range.
         """
         raise NotImplementedError
 

@@ -77,13 +77,9 @@ def read_records(archive: Path) -> tuple[Tensor, Tensor]:
             files = [tar.extractfile(name) for name in _MEMBERS]
             raw = b"".join(file.read() for file in files if file is not None)
     except (OSError, EOFError, KeyError, tarfile.TarError) as error:
-        raise DataError(
-            f"{archive}: not the archive of {URL} ({error}); delete it and start again"
-        ) from error
+        raise DataError(f"{archive}: not the archive of {URL} ({error}); delete it and start again") from error
     if not raw or len(raw) % _RECORD:
-        raise DataError(
-            f"{archive}: {len(raw)} bytes are no whole number of records; delete it and start again"
-        )
+        raise DataError(f"{archive}: {len(raw)} bytes are no whole number of records; delete it and start again")
     records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, _RECORD)
     images = torch.from_numpy(records[:, 1:].reshape(-1, 3, _SIZE, _SIZE).copy())
     return images, torch.from_numpy(records[:, 0].astype(np.int64))

@@ -40,9 +40,7 @@ class ImageFiles(ImageDataset):
 
     in_memory = False
 
-    def __init__(
-        self, archive: Archive, image_size: int, channels: int, *, name: str, labels: Labels = None
-    ) -> None:
+    def __init__(self, archive: Archive, image_size: int, channels: int, *, name: str, labels: Labels = None) -> None:
         check_format(image_size, channels)
         self.archive = archive
         self.name = name

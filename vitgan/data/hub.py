@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, through its own library (an extra)."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +17,11 @@ class HubImages:
         try:
             import datasets
         except ImportError:
-            raise DataError(
-                f"hf:{dataset_name} needs the `datasets` library: pip install 'vitgan[data]'"
-            ) from None
+            raise DataError(f"hf:{dataset_name} needs the `datasets` library: pip install 'vitgan[data]'") from None
         self.title = f"hf:{dataset_name}"
         try:
             split = datasets.load_dataset(dataset_name, split="train")
-        except (
-            Exception
-        ) as error:  # network, name, licence gate, format: the library has an exception for each
+        except Exception as error:  # network, name, licence gate, format: the library has an exception for each
             raise DataError(f"{self.title}: {error}") from error
         columns = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
         if not columns:
@@ -44,8 +41,7 @@ class HubImages:
         cell = self._rows[int(name)][self._column]
         if cell["bytes"] is not None:
             return bytes(cell["bytes"])
-        with open(cell["path"], "rb") as file:
-            return file.read()
+        return Path(cell["path"]).read_bytes()
 
 
 def _labels(datasets: Any, split: Any) -> Labels:

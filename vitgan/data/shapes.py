@@ -55,8 +55,7 @@ class Shapes(ImageDataset):
         self.seed = seed
         self.modes = [f"{colour} {shape}" for shape in SHAPE_NAMES for colour in COLOURS]
         self.class_names = self.modes
-        labels = torch.arange(size) % len(self.modes)
-        self.labels = labels
+        self.labels: Tensor = torch.arange(size) % len(self.modes)
         self._pose = sample_pose(seed, size)
         # Rendered on first use and kept: starting is instant, and an epoch pays for each image once.
         shape = (size, channels, image_size, image_size)
@@ -78,39 +77,42 @@ class Shapes(ImageDataset):
         return self._rendered[index]
 
     def _render(self, index: Tensor) -> Tensor:
-        assert self.labels is not None
         kind, colour = self.labels[index] // len(COLOURS), self.labels[index] % len(COLOURS)
         pose = self._pose[index]
         out = torch.empty(len(index), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
         chunk = max(1, _CHUNK_PIXELS // self.image_size**2)
         for k in range(len(SHAPE_NAMES)):
             for rows in torch.nonzero(kind == k).flatten().split(chunk):
-                cover = coverage(SHAPE_NAMES[k], pose[rows, :4], self.image_size)
-                paint = torch.tensor(list(COLOURS.values()))[colour[rows]] * pose[rows, 4:5]
+                cover = coverage(SHAPE_NAMES[k], pose[rows], self.image_size)
+                paint = torch.tensor(list(COLOURS.values()))[colour[rows]] * pose[rows, 5:]
                 out[rows] = compose(cover, paint, self.channels)
         return out
 
 
 def sample_pose(seed: int, size: int) -> Tensor:
-    """(size, 5) float32: centre x and y, radius, angle, brightness; row i depends on (seed, i) alone."""
+    """(size, 6) float32: centre x and y, radius, cosine and sine of the angle, brightness.
+
+    Row i depends on (seed, i) alone. The angle's cosine and sine are taken here, in float64: vectorised float32
+    ones may differ in the last bit with the length of the batch, and a pixel of the image with them.
+    """
     u = _uniform(seed, size, 5)
-    pose = np.empty_like(u)
+    angle = ANGLE * (2 * u[:, 3] - 1)
+    pose = np.empty((size, 6), dtype=np.float32)
     pose[:, :2] = 0.5 + SHIFT * (2 * u[:, :2] - 1)
     pose[:, 2] = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * u[:, 2]
-    pose[:, 3] = ANGLE * (2 * u[:, 3] - 1)
-    pose[:, 4] = BRIGHTNESS[0] + (BRIGHTNESS[1] - BRIGHTNESS[0]) * u[:, 4]
-    return torch.from_numpy(pose.astype(np.float32))
+    pose[:, 3], pose[:, 4] = np.cos(angle), np.sin(angle)
+    pose[:, 5] = BRIGHTNESS[0] + (BRIGHTNESS[1] - BRIGHTNESS[0]) * u[:, 4]
+    return torch.from_numpy(pose)
 
 
 def coverage(shape: str, pose: Tensor, image_size: int) -> Tensor:
-    """How much of each pixel the shape covers: (B, S, S) in [0, 1]. `pose` (B, 4): centre x, y, radius, angle.
+    """How much of each pixel the shape covers: (B, S, S) in [0, 1]. `pose` is as `sample_pose` gives it.
 
     Coverage goes from 0 to 1 over the one pixel across the edge, along the distance to it.
     """
-    x0, y0, radius, angle = (p.view(-1, 1, 1) for p in pose[:, :4].unbind(1))
+    x0, y0, radius, cos, sin = (p.view(-1, 1, 1) for p in pose[:, :5].unbind(1))
     grid = (torch.arange(image_size, dtype=pose.dtype) + 0.5) / image_size
     dx, dy = grid - x0, grid.view(-1, 1) - y0
-    cos, sin = angle.cos(), angle.sin()
     x, y = cos * dx + sin * dy, cos * dy - sin * dx
     # Relative sizes give the four kinds about equal weight to the eye.
     if shape == "circle":

@@ -16,9 +16,7 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_in_workers(
-    fetch: Callable[[list[int]], T], batches: Iterable[list[int]], workers: int
-) -> Iterator[T]:
+def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]], workers: int) -> Iterator[T]:
     """`map(fetch, batches)`, computed ahead in `workers` processes; they end when the iterator is dropped."""
     return iter(
         DataLoader(
