@@ -71,7 +71,7 @@ def fresh_tree(tmp_path_factory: pytest.TempPathFactory) -> FreshTree:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """build("wheel" | "editable" | "sdist", tree, **environment) -> what was printed, and the file made.
+    """build("wheel" | "editable" | "sdist", tree, **variables) -> what was printed, and the file made.
 
     These are the hooks that pip calls, run with the setuptools of this environment, so without a network.
     """
@@ -119,29 +119,37 @@ def python_files(tree: Path) -> set[str]:
     return files
 
 
-def try_out(folder: Path, python: Path | str, search: list[Path]) -> dict[str, Any]:
-    environment = {"PYTHONPATH": os.pathsep.join(map(str, search)), "OMP_NUM_THREADS": "1"}
-    result = run([str(python), "-c", TRY_OUT], folder, **environment)
-    assert result.returncode == 0, result.stdout
-    return json.loads(result.stdout.splitlines()[-1])
+class Environment:
+    """A virtual environment with the dependencies of this one, but not with the vitgan that this one has."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False, symlinks=True)
+        self.folder = folder
+        self.python = folder / "bin" / "python"
+        self.packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+        # Named in a .pth file, folders come after the environment's own, and their .pth files, which hold the
+        # hooks of an editable installation, are not read.
+        outside = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        (self.packages / "dependencies.pth").write_text("\n".join(outside))
+
+    def install(self, wheel: Path) -> None:
+        """What pip does with a wheel, an editable installation's too."""
+        options = ["-q", "--no-deps", "--no-index", "--target", str(self.packages)]
+        result = run([sys.executable, "-m", "pip", "install", *options, str(wheel)], self.folder)
+        assert result.returncode == 0, result.stdout
+
+    def tell(self, code: str) -> str:
+        result = run([str(self.python), "-c", code], self.folder, OMP_NUM_THREADS="1")
+        assert result.returncode == 0, result.stdout
+        return result.stdout.splitlines()[-1]
+
+    def try_out(self) -> dict[str, Any]:
+        return json.loads(self.tell(TRY_OUT))
 
 
-def install(wheel: Path, into: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(into),
-        str(wheel),
-    ]
-    result = run(command, into.parent)
-    assert result.returncode == 0, result.stdout
-    return into
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path / "environment")
 
 
 @pytest.fixture
@@ -159,11 +167,7 @@ def test_wheel_holds_both_packages_whole_and_nothing_else(built: Built) -> None:
 
 def test_wheel_says_what_it_needs(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
-        read = {
-            Path(name).name: archive.read(name).decode()
-            for name in archive.namelist()
-            if ".dist-info/" in name
-        }
+        read = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
     assert "Requires-Python: <3.14,>=3.11" in read["METADATA"]
     assert "Requires-Dist: torch<2.14,>=2.11\n" in read["METADATA"]
     assert not re.search(r"Requires-Dist: (torchvision|pybind11|ninja|setuptools)[^;]*\n", read["METADATA"])
@@ -171,36 +175,32 @@ def test_wheel_says_what_it_needs(built: Built) -> None:
     assert "MIT License" in read["LICENSE"]
 
 
-def test_both_packages_import_from_a_wheel(built: Built, tmp_path: Path) -> None:
-    target = install(built.wheel, tmp_path / "installed")
-    told = try_out(tmp_path, sys.executable, [target])
-    assert told["files"] == [str(target / name / "__init__.py") for name in ("vitgan", "vitgan_kernels")]
+def test_both_packages_import_from_a_wheel(built: Built, environment: Environment) -> None:
+    environment.install(built.wheel)
+    told = environment.try_out()
+    assert told["files"] == [
+        str(environment.packages / "vitgan" / "__init__.py"),
+        str(environment.packages / "vitgan_kernels" / "__init__.py"),
+    ]
     assert told["native"][0] == holds_extension(built.wheel), told["native"][1]
 
 
-def test_both_packages_import_from_an_editable_installation(built: Built, tmp_path: Path) -> None:
-    # an environment of its own: an editable installation hooks into site-packages, which --target has none of
-    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
-    with zipfile.ZipFile(built.editable) as archive:
-        archive.extractall(packages)
-    dependencies = sorted({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
-    later = built.tree / "vitgan" / "written_later.py"
-    later.write_text("")
-    try:
-        told = try_out(tmp_path, python, dependencies)
-        code = "import vitgan.written_later as m; print(m.__file__)"
-        environment = {"PYTHONPATH": os.pathsep.join(map(str, dependencies))}
-        assert run([str(python), "-c", code], tmp_path, **environment).stdout.strip() == str(later)
-    finally:
-        later.unlink()
+def test_both_packages_import_from_an_editable_installation(built: Built, environment: Environment) -> None:
+    environment.install(built.editable)
+    told = environment.try_out()
     assert told["files"] == [
         str(built.tree / "vitgan" / "__init__.py"),
         str(built.tree / "kernels" / "vitgan_kernels" / "__init__.py"),
     ]
     in_place = list((built.tree / "kernels" / "vitgan_kernels").glob("_native*.so"))
-    assert told["native"][0] == (len(in_place) == 1)
+    assert told["native"][0] == (len(in_place) == 1), told["native"][1]
+
+    later = built.tree / "vitgan" / "written_later.py"
+    later.touch()
+    try:
+        assert environment.tell("import vitgan.written_later as m; print(m.__file__)") == str(later)
+    finally:
+        later.unlink()
 
 
 def test_source_distribution_holds_what_a_build_needs(built: Built, build: Build, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_second_build_compiles_only_what_changed(built: Built, build: Build) -
 
 
 @pytest.mark.parametrize(
-    ("environment", "missing", "what_to_do"),
+    ("variables", "missing", "what_to_do"),
     [
         (
             {"CXX": "/no/such/c++ -O1"},
@@ -249,18 +249,18 @@ def test_a_second_build_compiles_only_what_changed(built: Built, build: Build) -
     ids=["CXX is wrong", "no compiler", "compiler fails"],
 )
 def test_without_a_compiler_it_installs_with_one_clear_line(
-    environment: dict[str, str],
+    variables: dict[str, str],
     missing: str,
     what_to_do: str,
     build: Build,
     fresh_tree: FreshTree,
-    tmp_path: Path,
+    environment: Environment,
 ) -> None:
     tree = fresh_tree()
     stale = tree / "kernels" / "vitgan_kernels" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
     stale.write_text("an extension of other sources")
 
-    result, wheel = build("wheel", tree, **environment)
+    result, wheel = build("wheel", tree, **variables)
     assert result.returncode == 0, result.stdout
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("vitgan:"))
     assert "without the compiled extension" in line
@@ -269,15 +269,16 @@ def test_without_a_compiler_it_installs_with_one_clear_line(
     assert not holds_extension(wheel)
     assert stale.exists(), "a wheel's build leaves an editable installation alone"
 
-    told = try_out(tmp_path, sys.executable, [install(wheel, tmp_path / "installed")])
+    environment.install(wheel)
+    told = environment.try_out()
     assert told["native"][0] is False
     assert "is not built" in told["native"][1]
 
-    result, editable = build("editable", tree, **environment)
+    result, editable = build("editable", tree, **variables)
     assert editable is not None, result.stdout
     assert not stale.exists(), "an extension that does not match the sources must not stay"
 
-    result, wheel = build("wheel", tree, VITGAN_REQUIRE_NATIVE="1", **environment)
+    result, wheel = build("wheel", tree, VITGAN_REQUIRE_NATIVE="1", **variables)
     assert result.returncode != 0
     assert wheel is None
     assert missing in result.stdout.splitlines()[-1]

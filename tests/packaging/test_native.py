@@ -90,9 +90,7 @@ def exact_power_iteration(weight: Tensor, u: Tensor, v: Tensor, n_iterations: in
 
 @on_any_shape
 @given(shape=shapes, dtype=st.sampled_from(DTYPES), n_iterations=st.integers(0, 3), seed=st.integers(0, 9))
-def test_is_as_exact_as_torch(
-    shape: tuple[int, int], dtype: torch.dtype, n_iterations: int, seed: int
-) -> None:
+def test_is_as_exact_as_torch(shape: tuple[int, int], dtype: torch.dtype, n_iterations: int, seed: int) -> None:
     weight, u, v = make(*shape, dtype, seed)
     exact = exact_power_iteration(weight, u, v, n_iterations)
     ours = native_power_iteration(weight, u, v, n_iterations)
@@ -111,9 +109,7 @@ def test_is_as_exact_as_torch(
 
 @on_any_shape
 @given(shape=shapes, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 9))
-def test_converges_to_the_largest_singular_value(
-    shape: tuple[int, int], dtype: torch.dtype, seed: int
-) -> None:
+def test_converges_to_the_largest_singular_value(shape: tuple[int, int], dtype: torch.dtype, seed: int) -> None:
     weight, u, v = make(*shape, dtype, seed)
     largest = torch.linalg.svdvals(weight.double())[0].item()
     sigma, u, v = native_power_iteration(weight, u, v, 1000)
