@@ -30,7 +30,8 @@ import torch, vitgan, vitgan_kernels
 from vitgan_kernels.spectral_norm import native
 for package in (vitgan, vitgan_kernels):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 assert vitgan_kernels.l2_attention(*torch.ones(3, 2, 5, 4)).shape == (2, 5, 4)
 print(json.dumps({"files": [vitgan.__file__, vitgan_kernels.__file__], "native": native.available()}))
 """
