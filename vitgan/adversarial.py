@@ -1,7 +1,7 @@
 """The two optimisation steps of a GAN, and everything that they change."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from vitgan.augment import DiffAugment
 from vitgan.config import Config
 from vitgan.losses import consistency, discriminator_loss, generator_loss, gradient_penalty
 from vitgan.models import Discriminator, Generator
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Adversarial:
@@ -32,8 +34,12 @@ class Adversarial:
         self.average.requires_grad_(False)
         self.augment = DiffAugment(config.augment)
         betas = (config.optimiser.beta1, config.optimiser.beta2)
-        self.g_optimiser = torch.optim.Adam(self.generator.parameters(), lr=config.optimiser.g_lr, betas=betas)
-        self.d_optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=config.optimiser.d_lr, betas=betas)
+        self.g_optimiser = torch.optim.Adam(
+            self.generator.parameters(), lr=config.optimiser.g_lr, betas=betas, fused=True
+        )
+        self.d_optimiser = torch.optim.Adam(
+            self.discriminator.parameters(), lr=config.optimiser.d_lr, betas=betas, fused=True
+        )
         self.random = torch.Generator(device).manual_seed(config.seed)
         self.steps = 0
 
@@ -45,8 +51,7 @@ class Adversarial:
     @property
     def averaged_generator(self) -> Generator:
         """The generator whose weights are a moving average (EMA): the one to sample from."""
-        average: Generator = self.average.module
-        return average
+        return cast(Generator, self.average.module)
 
     def step(self, real: Tensor) -> dict[str, Tensor]:
         """One step of the discriminator and one of the generator.
@@ -156,7 +161,7 @@ class Adversarial:
         for group in self.d_optimiser.param_groups:
             group["lr"] = optimiser.d_lr * factor
 
-    def _move_average(self, average: list[Tensor], current: list[Tensor], _count: Tensor) -> None:
+    def _move_average(self, average: Tensors, current: Tensors, _count: Tensor | int) -> None:
         optimiser = self.config.optimiser
         half_life = min(optimiser.ema_half_life, optimiser.ema_ramp_up * self.images)
         decay = 0.5 ** (self.config.batch_size / half_life)

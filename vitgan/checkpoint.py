@@ -4,7 +4,7 @@ RUN/config.json                        the resolved configuration
 RUN/checkpoints/000001200000/          named by the images seen
     generator_ema.safetensors          the averaged generator: all that sampling needs
     training.safetensors               both networks, both optimisers, random state
-    state.json                         step count, optimiser settings
+    state.json                         counts of steps and seconds
 """
 
 import json
@@ -58,9 +58,11 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
     something missing bear a name that loading looks for.
     """
     folder = run / CHECKPOINTS
+    final = folder / f"{training.images:012d}"
+    if final.exists():
+        return final
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
-    final = folder / f"{training.images:012d}"
     tensors, values = training.state()
     state = {"format": FORMAT, "training": values, "trainer": trainer_state}
     draft = folder / f".draft-{final.name}"
@@ -69,8 +71,6 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
     write_synced(draft / TRAINING, save(_contiguous(tensors)))
     write_synced(draft / STATE, json.dumps(state, indent=2).encode())
     _sync_folder(draft)
-    if final.exists():
-        _remove(final)
     draft.rename(final)
     _sync_folder(folder)
     for old in list_checkpoints(run)[:-keep]:

@@ -44,16 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: list[str]) -> int:
     """vitgan train: values come from the preset, or from the run that is resumed, and then from the flags."""
-    from vitgan.checkpoint import latest_checkpoint, load_config
+    from vitgan.checkpoint import load_config
     from vitgan.config import PRESETS, Config
-    from vitgan.trainer import Trainer, new_run_directory
+    from vitgan.data import open_dataset
+    from vitgan.trainer import Trainer, check_resumable, new_run_directory
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS, default="tiny")
     first.add_argument("--resume", type=Path)
     chosen, rest = first.parse_known_args(arguments)
-    if chosen.resume:
-        latest_checkpoint(chosen.resume)
     default = load_config(chosen.resume) if chosen.resume else PRESETS[chosen.preset]
     config = tyro.cli(
         Config,
@@ -67,8 +66,11 @@ def train(arguments: list[str]) -> int:
         ),
         config=(tyro.conf.FlagConversionOff,),
     )
+    if chosen.resume:
+        check_resumable(before=default, now=config)
+    dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
     run = chosen.resume or new_run_directory(config)
-    finished = Trainer(config, run).train()
+    finished = Trainer(config, run, dataset=dataset).train()
     return 0 if finished else 130
 
 

@@ -162,7 +162,7 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     ready = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
-            value = from_dict(hints[name], value)  # type: ignore[arg-type]
+            value = from_dict(hints[name], value)
         elif Path in get_args(hints[name]) and value is not None:
             value = Path(value)
         ready[name] = value

@@ -45,7 +45,7 @@ class Evaluator:
         return result
 
     def floor(self) -> float:
-        """Sliced Wasserstein distance of other real images: a perfect generator's score. NaN if the data is too small."""
+        """The distance of other real images: a perfect generator's score. NaN where the data is too small to tell."""
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.seed))
         other = order[self.samples : 2 * self.samples]
         if len(other) < self.samples:

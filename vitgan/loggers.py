@@ -85,5 +85,5 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 def _drop_lines_after(path: Path, images: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path.parent) if line["images"] <= images]
+    kept = [line for line in read_metrics(path.parent) if line["images"] <= images] if images else []
     path.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -201,6 +201,16 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def check_resumable(*, before: Config, now: Config) -> None:
+    """Raise TrainingError where a run is to go on with something changed that its saved state depends on."""
+    fixed = ("data", "image_size", "channels", "generator", "discriminator", "batch_size", "seed")
+    changed = [name for name in fixed if getattr(before, name) != getattr(now, name)]
+    if changed:
+        raise TrainingError(
+            f"{', '.join(changed)} cannot change when a run is resumed: leave it out, or start a new run"
+        )
+
+
 def new_run_directory(config: Config, root: Path = Path("runs")) -> Path:
     """A directory for a new run: the one asked for, if it is free, or the next number under runs/."""
     if config.out is not None:
