@@ -1,6 +1,7 @@
 """Argument checks shared by the operators. Each message says what was given and what is needed."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -31,13 +32,23 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Cast fp32/fp16/bf16 tensors to the autocast dtype of their device, as PyTorch does for a matrix product."""
     device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
+    if not _autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """A block in which autocast leaves the precision of operations on the tensor's device alone."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_finite_number(op: str, name: str, value: float) -> None:

@@ -3,7 +3,7 @@
 from torch import Tensor, broadcast_shapes
 
 from vitgan_kernels.backends import Implementation, Operator, always
-from vitgan_kernels.checks import autocast, check_finite_number, check_tensors
+from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
 from vitgan_kernels.l2_attention import reference
 
 OPERATOR = Operator("l2_attention", [Implementation("reference", reference.l2_attention, always)])
@@ -40,7 +40,8 @@ def l2_attention(
     _check_shapes(q, q if k is None else k, v)
     if scale is not None:
         check_finite_number("l2_attention", "scale", scale)
-    return OPERATOR.select(backend, q, k, v, scale=scale).run(q, k, v, scale=scale)
+    with without_autocast(q):
+        return OPERATOR.select(backend, q, k, v, scale=scale).run(q, k, v, scale=scale)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vitgan_kernels.backends import Implementation, Operator, always
-from vitgan_kernels.checks import autocast, check_finite_number, check_tensors
+from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
 from vitgan_kernels.modulated_siren import reference
 
 LINEAR = Operator("modulated_linear", [Implementation("reference", reference.modulated_linear, always)])
@@ -59,7 +59,8 @@ def modulated_linear(
     _check_input("modulated_linear", x, style)
     _check_layer("modulated_linear", "", x.shape[-1], weight, style, bias)
     options = {"activation": activation, "omega": omega, "demodulate": demodulate, "eps": eps}
-    return LINEAR.select(backend, x, weight, style, bias, **options).run(x, weight, style, bias, **options)
+    with without_autocast(x):
+        return LINEAR.select(backend, x, weight, style, bias, **options).run(x, weight, style, bias, **options)
 
 
 def modulated_siren(
@@ -96,9 +97,9 @@ def modulated_siren(
             f"got {len(weights)} weights, {len(styles)} styles and {given} biases"
         )
     biases = [None] * len(weights) if biases is None else biases
-    x, *parts = autocast(x, *weights, *styles, *biases)  # type: ignore[assignment]
     depth = len(weights)
-    weights, styles, biases = parts[:depth], parts[depth : 2 * depth], parts[2 * depth :]
+    x, *parts = autocast(x, *weights, *styles, *biases)  # type: ignore[assignment]
+    weights, styles, biases = parts[:depth], parts[depth : 2 * depth], parts[2 * depth :]  # type: ignore[assignment]
     named = {f"weights[{i}]": w for i, w in enumerate(weights)} | {f"styles[{i}]": s for i, s in enumerate(styles)}
     check_tensors(op, x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
     _check_activation(op, final_activation)
@@ -111,7 +112,8 @@ def modulated_siren(
             raise ValueError(f"{op}: styles must share one batch size, got {[tuple(s.shape) for s in styles]}")
         width = weight.shape[0]
     options = {"omega": omega, "demodulate": demodulate, "final_activation": final_activation}
-    return SIREN.select(backend, x, weights, styles, biases, **options).run(x, weights, styles, biases, **options)
+    with without_autocast(x):
+        return SIREN.select(backend, x, weights, styles, biases, **options).run(x, weights, styles, biases, **options)
 
 
 def _check_activation(op: str, activation: str | None) -> None:

@@ -1,13 +1,15 @@
 """Every matrix of a model under spectral normalisation, with one call of the operator a forward pass."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
+from vitgan_kernels.checks import without_autocast
 from vitgan_kernels.spectral_norm.op import spectral_norm
 
 
@@ -18,7 +20,8 @@ class SpectralNormGroup:
     model's own forward runs, each layer's `weight` is the scaled one, all of them from one call of `spectral_norm`;
     a layer called by itself scales its own. A forward in training mode moves the vectors u and v; in evaluation mode
     nothing changes. The trainable tensor of a layer becomes `layer.parametrizations.weight.original`, a leaf, and the
-    state_dict has PyTorch's own layout (`torch.nn.utils.parametrizations.spectral_norm`) plus `sigma_init`.
+    state_dict has PyTorch's own layout (`torch.nn.utils.parametrizations.spectral_norm`), and if improved `sigma_init`
+    beside it. A state_dict without `sigma_init` loads too: the norms that the matrices are scaled to stay as they are.
 
     Args:
         module: the model.
@@ -31,7 +34,8 @@ class SpectralNormGroup:
     Raises:
         ValueError: no matrix was found, one is zero or a transposed convolution, or one is already parametrised.
 
-    Derivatives: those of `spectral_norm`.
+    Derivatives: those of `spectral_norm`. A block inside may be under activation checkpointing, if each backward pass
+    comes before the next training forward: what it computes again, it computes with the vectors of that moment.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class SpectralNormGroup:
             )
         if parametrize.is_parametrized(layer, "weight"):
             raise ValueError(f"SpectralNormGroup: the weight of {name} is parametrised already: remove that first")
-        state = _Scale(layer.weight.detach(), improved=improved, eps=self.eps, name=name)
+        state = _Scale(cast(Tensor, layer.weight).detach(), improved=improved, eps=self.eps, name=name)
         parametrize.register_parametrization(layer, "weight", state, unsafe=True)
         self.names.append(name)
         self.layers.append(layer)
@@ -113,13 +117,29 @@ class _Scale(nn.Module):
             raise ValueError(f"SpectralNormGroup: the weight of {name} is zero and has no spectral norm to scale by")
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
-        self.register_buffer("sigma_init", sigma if improved else torch.ones_like(sigma))
+        self.register_buffer("sigma_init", sigma if improved else torch.ones_like(sigma), persistent=improved)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if "sigma_init" not in self._non_persistent_buffers_set:
+            state_dict.setdefault(prefix + "sigma_init", self.sigma_init)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def sigma(self, weight: Tensor) -> Tensor:
-        return torch.dot(self._u.clone(), weight.flatten(1) @ self._v.clone())
+        with without_autocast(weight):
+            return torch.dot(self._u.clone(), weight.flatten(1) @ self._v.clone())
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * (self.sigma_init / self.sigma(weight)) if self.scaled is None else self.scaled
+        if self.scaled is not None:
+            return self.scaled
+        if _in_backward():
+            # Checkpointing computes a block again and counts the tensors that it saves: they must be those of the
+            # forward, where the weight came scaled. Hooks of our own keep the scaling out of that count.
+            with saved_tensors_hooks(_itself, _itself):
+                return self._scale(weight)
+        return self._scale(weight)
+
+    def _scale(self, weight: Tensor) -> Tensor:
+        return weight * (self.sigma_init / self.sigma(weight))
 
 
 @torch.no_grad()
@@ -139,6 +159,14 @@ def _converged(matrix: Tensor, eps: float, tolerance: float = 1e-6, most: int = 
     return u, v, sigma
 
 
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _is_matrix(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return False
@@ -149,8 +177,12 @@ def _is_matrix(layer: nn.Module) -> bool:
 
 
 def _original(layer: nn.Module) -> Tensor:
-    return layer.parametrizations["weight"].original  # type: ignore[union-attr,index,return-value]
+    return _parametrization(layer).original
 
 
 def _state(layer: nn.Module) -> _Scale:
-    return layer.parametrizations["weight"][0]  # type: ignore[union-attr,index,return-value]
+    return cast(_Scale, _parametrization(layer)[0])
+
+
+def _parametrization(layer: nn.Module) -> parametrize.ParametrizationList:
+    return cast(nn.ModuleDict, layer.parametrizations)["weight"]  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vitgan_kernels.backends import Implementation, Operator, always
-from vitgan_kernels.checks import check_finite_number, check_tensors
+from vitgan_kernels.checks import check_finite_number, check_tensors, without_autocast
 from vitgan_kernels.spectral_norm import reference
 
 OPERATOR = Operator("spectral_norm", [Implementation("reference", reference.spectral_norm, always)])
@@ -63,7 +63,8 @@ def spectral_norm(
     if eps <= 0:
         raise ValueError(f"spectral_norm: eps must be positive, got {eps}")
     options = {"sigma_init": sigma_init, "n_iterations": n_iterations, "eps": eps, "update": update}
-    return OPERATOR.select(backend, weights, u, v, **options).run(weights, u, v, **options)
+    with without_autocast(weights[0]):
+        return OPERATOR.select(backend, weights, u, v, **options).run(weights, u, v, **options)
 
 
 def _check_matrix(i: int, weight: Tensor, u: Tensor, v: Tensor) -> None:
