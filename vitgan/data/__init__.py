@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from .archives import open_archive
-from .base import DataError, ImageDataset, TensorDataset, check_format
-from .cifar10 import load_cifar10
-from .files import ImageFiles, load_files
-from .hub import HubImages
-from .labels import read_labels
-from .shapes import Shapes
-from .stream import BatchStream
+from vitgan.data.archives import open_archive
+from vitgan.data.base import DataError, ImageDataset, TensorDataset, check_format
+from vitgan.data.cifar10 import load_cifar10
+from vitgan.data.files import ImageFiles, load_files
+from vitgan.data.hub import HubImages
+from vitgan.data.labels import read_labels
+from vitgan.data.shapes import Shapes
+from vitgan.data.stream import BatchStream
 
 __all__ = ["BatchStream", "DataError", "ImageDataset", "Shapes", "TensorDataset", "open_dataset"]
 

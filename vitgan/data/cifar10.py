@@ -1,7 +1,6 @@
 """CIFAR-10 from its home, downloaded once and checked."""
 
 import hashlib
-import os
 import tarfile
 import urllib.request
 from http.client import HTTPException
@@ -12,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .base import DataError, TensorDataset
-from .decode import fit_image
-from .progress import progress_line
+from vitgan.data.atomic import atomic_write
+from vitgan.data.base import DataError, TensorDataset
+from vitgan.data.decode import fit_image
+from vitgan.data.progress import progress_line
 
 # The binary edition: the same images as the Python one, and no pickle to trust.
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -45,28 +45,22 @@ def load_cifar10(cache: Path, image_size: int, channels: int) -> TensorDataset:
 def download(url: str, path: Path, md5: str) -> None:
     """Fetch `url` to `path`, which appears only when it is whole and its md5 is right."""
     offline = f"Without a network: put a copy of it at {path}, or train on a folder or .zip of images."
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=60) as response, atomic_write(path) as file:
             total = int(response.headers.get("Content-Length") or 0)
             with progress_line(f"downloading {path.name}", total) as advance:
                 while block := response.read(_BLOCK):
                     digest.update(block)
                     file.write(block)
                     advance(len(block))
-        if digest.hexdigest() != md5:
-            size = part.stat().st_size
-            raise DataError(
-                f"{url}: got {size} bytes with md5 {digest.hexdigest()}, expected md5 {md5}: "
-                f"cut or changed on the way; start again. {offline}"
-            )
-        part.replace(path)
+            if digest.hexdigest() != md5:
+                raise DataError(
+                    f"{url}: got {file.tell()} bytes with md5 {digest.hexdigest()}, expected md5 {md5}: "
+                    f"cut or changed on the way; start again. {offline}"
+                )
     except (OSError, HTTPException) as error:
         raise DataError(f"{url}: the download failed ({error}). {offline}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_records(archive: Path) -> tuple[Tensor, Tensor]:

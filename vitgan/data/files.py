@@ -1,10 +1,8 @@
 """Data sets of encoded files: decoded once into memory where they fit, else batch by batch."""
 
 import hashlib
-import os
 import time
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import PIL
 import torch
 from torch import Tensor
 
-from .archives import Archive
-from .base import (
+from vitgan.data.archives import Archive
+from vitgan.data.atomic import atomic_write
+from vitgan.data.base import (
     IN_MEMORY_LIMIT,
     DataError,
     ImageDataset,
@@ -23,10 +22,10 @@ from .base import (
     check_format,
     check_indices,
 )
-from .decode import decode_image
-from .labels import Labels
-from .progress import progress_line
-from .workers import core_count, map_in_workers
+from vitgan.data.decode import decode_image
+from vitgan.data.labels import Labels
+from vitgan.data.progress import progress_line
+from vitgan.data.workers import core_count, map_in_workers
 
 WORTH_KEEPING_SECONDS = 2.0
 """What was decoded faster than this is not kept on disk."""
@@ -115,11 +114,7 @@ def decode_all(files: ImageFiles, out: Tensor | None) -> None:
     chunk = max(1, min(256, _CHUNK_BYTES // (files.nbytes // len(files))))
     spans = [span.tolist() for span in torch.arange(len(files)).split(chunk)]
     decode = files.try_fetch if out is not None else partial(_try_decode, files)
-    parts: Iterator[tuple[Tensor, list[str]]]
-    if len(spans) == 1:
-        parts = map(decode, spans)
-    else:
-        parts = map_in_workers(decode, spans, min(core_count(), len(spans)))
+    parts = map_in_workers(decode, spans, min(core_count(), len(spans)) if len(spans) > 1 else 0)
     bad: list[str] = []
     verb = "decoding" if out is not None else "checking"
     with progress_line(f"{verb} {files.name}", len(files)) as advance:
@@ -154,14 +149,9 @@ def _recall(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def _keep(path: Path, images: Tensor) -> None:
-    """Save `images` whole or not at all. Where they cannot be saved only time is lost, hence a warning."""
-    part = path.with_suffix(f".part{os.getpid()}")
+    """Save `images` for the next start. Where that fails only time is lost, hence a warning."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with atomic_write(path) as file:
             np.save(file, images.numpy())
-        part.replace(path)
     except OSError as error:
         warnings.warn(f"decoded images are not kept for the next start: {error}", stacklevel=2)
-    finally:
-        part.unlink(missing_ok=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from .archives import Member
-from .base import DataError
-from .labels import Labels
+from vitgan.data.archives import Member
+from vitgan.data.base import DataError
+from vitgan.data.labels import Labels
 
 
 class HubImages:

@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 import torch
 from torch import Tensor
 
-from .archives import LABEL_FILE, Folder, Zip
-from .base import DataError
+from vitgan.data.archives import LABEL_FILE, Folder, Zip
+from vitgan.data.base import DataError
 
 Labels = tuple[Tensor, list[str]] | None
 

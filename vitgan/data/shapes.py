@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import IN_MEMORY_LIMIT, ImageDataset, Indices, check_format, check_indices
+from vitgan.data.base import IN_MEMORY_LIMIT, ImageDataset, Indices, check_format, check_indices
 
 SHAPE_NAMES = ("circle", "square", "triangle", "cross")
 COLOURS = {

@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .base import ImageDataset
-from .workers import core_count, map_in_workers
+from vitgan.data.base import ImageDataset
+from vitgan.data.workers import core_count, map_in_workers
 
 
 class BatchStream(Iterator[Tensor]):
@@ -51,11 +51,7 @@ class BatchStream(Iterator[Tensor]):
             workers = 0 if dataset.in_memory else max(1, min(8, core_count() - 1))
         self.position = start
         batches = batch_indices(len(dataset), batch_size, seed, start)
-        self._batches: Iterator[Tensor] | None
-        if workers == 0:
-            self._batches = map(dataset.fetch, batches)
-        else:
-            self._batches = map_in_workers(dataset.fetch, batches, workers)
+        self._batches: Iterator[Tensor] | None = map_in_workers(dataset.fetch, batches, workers)
 
     def __next__(self) -> Tensor:
         if self._batches is None:

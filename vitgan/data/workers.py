@@ -17,7 +17,12 @@ def core_count() -> int:
 
 
 def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]], workers: int) -> Iterator[T]:
-    """`map(fetch, batches)`, computed ahead in `workers` processes; they end when the iterator is dropped."""
+    """`map(fetch, batches)`, computed ahead in `workers` processes, which end when the iterator is dropped.
+
+    With 0 workers it is computed in this process, when asked for.
+    """
+    if workers == 0:
+        return map(fetch, batches)
     return iter(
         DataLoader(
             _Batches(fetch),

@@ -1,0 +1,313 @@
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vitgan.data import BatchStream, DataError, TensorDataset, files, open_dataset
+
+from .conftest import MakeImages
+
+Pixels = Callable[[int], np.ndarray]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+NAMES = ["cat/10.png", "cat/9.png", "dog/deep/er/a.PNG", "ant/z.png"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_images: MakeImages) -> Path:
+    make_images(tmp_path / "animals", NAMES)
+    return tmp_path / "animals"
+
+
+def zip_of(folder: Path, inside: str = "") -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as out:
+        for file in sorted(folder.rglob("*"), reverse=True):
+            out.write(file, inside + str(file.relative_to(folder)))
+    return path
+
+
+def many(root: Path, make_images: MakeImages, count: int = 300) -> Path:
+    make_images(root, [f"{i:03d}.png" for i in range(count)])
+    return root
+
+
+def test_a_folder_in_the_order_of_names(folder: Path, pixels: Pixels) -> None:
+    dataset = open_dataset(folder, image_size=8)
+    expected = [pixels(i) for i in (3, 0, 1, 2)]
+    assert dataset.name == "animals"
+    assert (len(dataset), dataset.image_size, dataset.channels) == (4, 8, 3)
+    assert np.array_equal(dataset.fetch(range(4)), expected)
+    assert np.array_equal(dataset.fetch(torch.tensor([2, 0])), [expected[2], expected[0]])
+    with pytest.raises(IndexError, match="4 images"):
+        dataset.fetch([4])
+
+
+@pytest.mark.parametrize("inside", ["", "wrapped/twice/"])
+def test_a_zip_is_as_good_as_its_folder(folder: Path, inside: str) -> None:
+    from_folder = open_dataset(str(folder), image_size=8)
+    from_zip = open_dataset(str(zip_of(folder, inside)), image_size=8)
+    assert torch.equal(from_zip.fetch(range(4)), from_folder.fetch(range(4)))
+    assert from_zip.labels is not None
+    assert from_folder.labels is not None
+    assert from_zip.labels.tolist() == from_folder.labels.tolist() == [0, 1, 1, 2]
+    assert from_zip.class_names == from_folder.class_names == ["ant", "cat", "dog"]
+
+
+def test_size_and_channels_are_as_asked(folder: Path) -> None:
+    for channels in (1, 2, 3, 4):
+        dataset = open_dataset(folder, image_size=5, channels=channels)
+        assert dataset.fetch([0, 1]).shape == (2, channels, 5, 5)
+        assert dataset.fetch([0]).dtype == torch.uint8
+
+
+def test_rubbish_beside_images_is_passed_over(folder: Path) -> None:
+    for name in ("__MACOSX/cat/._9.png", "cat/._9.png", ".DS_Store", "Thumbs.db", ".trash/x.png", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"rubbish")
+    assert len(open_dataset(folder)) == 4
+    assert len(open_dataset(zip_of(folder))) == 4
+
+
+def test_linked_folders_are_followed_once(folder: Path) -> None:
+    (folder / "loop").symlink_to(folder)
+    (folder.parent / "outside").mkdir()
+    (folder / "cat" / "9.png").rename(folder.parent / "outside" / "x.png")
+    (folder / "linked").symlink_to(folder.parent / "outside")
+    assert open_dataset(folder).class_names == ["ant", "cat", "dog", "linked"]
+    assert len(open_dataset(folder)) == 4
+
+
+def test_images_outside_folders_have_no_classes(folder: Path, make_images: MakeImages) -> None:
+    make_images(folder, ["stray.png"])
+    dataset = open_dataset(folder)
+    assert dataset.labels is None
+    assert dataset.class_names is None
+
+
+def label(folder: Path, labels: object) -> Path:
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_listed_labels(folder: Path, zipped: bool) -> None:
+    label(folder, [["cat/10.png", 2], ["cat/9.png", 0], ["dog/deep/er/a.PNG", 3], ["ant/z.png", 2], ["gone.png", 9]])
+    dataset = open_dataset(zip_of(folder) if zipped else folder)
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [2, 2, 0, 3]
+    assert dataset.class_names == ["0", "1", "2", "3"]
+
+
+def test_listed_labels_are_named_by_folders_where_these_agree(folder: Path) -> None:
+    label(folder, [["cat/10.png", 0], ["cat/9.png", 0], ["dog/deep/er/a.PNG", 1], ["ant/z.png", 3]])
+    assert open_dataset(folder).class_names == ["cat", "dog", "2", "ant"]
+
+
+def test_a_list_may_say_that_there_are_no_labels(folder: Path) -> None:
+    assert open_dataset(label(folder, None)).labels is None
+
+
+@pytest.mark.parametrize("labels", ["x", [["cat/9.png"]], [["cat/9.png", -1]], [["cat/9.png", 1.5]], 3])
+def test_a_list_that_makes_no_sense(folder: Path, labels: object) -> None:
+    with pytest.raises(DataError, match=r"dataset\.json cannot be used"):
+        open_dataset(label(folder, labels))
+
+
+def test_a_list_that_is_not_json(folder: Path) -> None:
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match=r"dataset\.json cannot be used"):
+        open_dataset(folder)
+
+
+def test_a_list_that_lacks_images(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no label for 3 of 4 images, such as ant/z\.png"):
+        open_dataset(label(folder, [["cat/9.png", 0]]))
+
+
+@pytest.mark.parametrize("limit", [files.IN_MEMORY_LIMIT, 0])
+def test_all_bad_files_are_named(
+    tmp_path: Path, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(files, "IN_MEMORY_LIMIT", limit)
+    root = many(tmp_path / "many", make_images)
+    bad = [*range(0, 240, 20), 299]
+    for i in bad:
+        path = root / f"{i:03d}.png"
+        path.write_bytes(path.read_bytes()[:60] if i else b"")
+    with pytest.raises(DataError) as caught:
+        open_dataset(root)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{root}: 13 of 300 images cannot be read:"
+    assert [line.split(":")[0].strip() for line in lines[1:11]] == [f"{i:03d}.png" for i in bad[:10]]
+    assert lines[1] == "  000.png: the file is empty"
+    assert lines[11:] == ["  and 3 more", "Replace or remove these files, and start again."]
+
+
+def test_a_damaged_member_of_a_zip_is_named(folder: Path) -> None:
+    path = zip_of(folder)
+    with zipfile.ZipFile(path) as opened:
+        at = opened.getinfo("cat/9.png").header_offset + 100
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"1 of 4 images cannot be read:\n  cat/9\.png: Bad CRC"):
+        open_dataset(path)
+
+
+def test_what_is_no_data_set(tmp_path: Path, folder: Path) -> None:
+    empty, texts, nested = (tmp_path / name for name in ("empty", "texts", "nested"))
+    for path in (empty, texts, nested):
+        path.mkdir()
+    (texts / "a.txt").write_text("a")
+    zip_of(folder).rename(nested / "inner.zip")
+    torn = tmp_path / "torn.zip"
+    torn.write_bytes((nested / "inner.zip").read_bytes()[:-30])
+    for source, message in (
+        (tmp_path / "missing", "no such folder or .zip"),
+        ("", "no such folder or .zip"),
+        (folder / "ant/z.png", "a single image; give the folder"),
+        (empty, "empty; it needs images"),
+        (texts, "none of its 1 files is an image"),
+        (zip_of(texts), "none of its 1 files is an image"),
+        (nested, r"to use inner\.zip, give its path"),
+        (torn, "not a zip file that can be read"),
+        (texts / "a.txt", r"neither a folder nor a \.zip"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_dataset(source)
+
+
+def test_an_encrypted_zip(folder: Path) -> None:
+    path = zip_of(folder)
+    data = bytearray(path.read_bytes())
+    at = -1
+    while (at := data.find(b"PK\x01\x02", at + 1)) >= 0:
+        data[at + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="encrypted"):
+        open_dataset(path)
+
+
+def test_bad_formats(folder: Path) -> None:
+    with pytest.raises(ValueError, match="channels must be"):
+        open_dataset(folder, channels=0)
+    with pytest.raises(ValueError, match="image_size must be"):
+        open_dataset(folder, image_size=0)
+
+
+@pytest.fixture
+def always_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WORTH_KEEPING_SECONDS", -1.0)
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one whenever a data set is decoded."""
+    made: list[str] = []
+    decode_all = files.decode_all
+
+    def watched(data: files.ImageFiles, out: torch.Tensor | None) -> None:
+        made.append(data.name)
+        decode_all(data, out)
+
+    monkeypatch.setattr(files, "decode_all", watched)
+    return made
+
+
+def test_quick_work_is_not_kept(folder: Path, own_cache: Path) -> None:
+    open_dataset(folder)
+    assert not own_cache.exists()
+
+
+@pytest.mark.usefixtures("always_keep")
+def test_the_second_start_decodes_nothing(
+    folder: Path, own_cache: Path, decodings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_dataset(folder, image_size=8)
+    second = open_dataset(folder, image_size=8)
+    assert len(decodings) == 1
+    assert torch.equal(first.fetch(range(4)), second.fetch(range(4)))
+    assert second.labels is not None
+    assert len(list(own_cache.rglob("*"))) == 2
+
+    open_dataset(folder, image_size=9)
+    open_dataset(folder, image_size=8, channels=1)
+    assert len(decodings) == 3
+    monkeypatch.setattr(files, "IN_MEMORY_LIMIT", 0)
+    open_dataset(folder, image_size=11)
+    assert len(decodings) == 4
+    open_dataset(folder, image_size=11)
+    assert len(decodings) == 4
+
+
+@pytest.mark.usefixtures("always_keep")
+@pytest.mark.parametrize("zipped", [False, True])
+def test_changed_files_are_decoded_anew(
+    folder: Path, make_images: MakeImages, pixels: Pixels, decodings: list[str], zipped: bool
+) -> None:
+    open_dataset(zip_of(folder) if zipped else folder, image_size=8)
+    (folder / "ant/z.png").write_bytes((folder / "cat/9.png").read_bytes())
+    os.utime(folder / "ant/z.png", ns=(2 * 10**18, 2 * 10**18))
+    dataset = open_dataset(zip_of(folder) if zipped else folder, image_size=8)
+    assert np.array_equal(dataset.fetch([0])[0], pixels(1))
+    assert len(decodings) == 2
+
+
+@pytest.mark.usefixtures("always_keep")
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_a_damaged_cache_is_made_anew(
+    folder: Path, own_cache: Path, decodings: list[str], damage: bytes | None
+) -> None:
+    images = open_dataset(folder, image_size=8).fetch(range(4))
+    [kept] = own_cache.rglob("*.npy")
+    kept.write_bytes(kept.read_bytes()[:-1] if damage is None else damage)
+    for _ in range(2):
+        assert torch.equal(open_dataset(folder, image_size=8).fetch(range(4)), images)
+    assert len(decodings) == 2
+
+
+@pytest.mark.usefixtures("always_keep")
+def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="not kept for the next start"):
+        dataset = open_dataset(folder, cache=tmp_path / "file")
+    assert len(dataset) == 4
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_data_too_large_for_memory_gives_the_same_batches(
+    tmp_path: Path, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    root = many(tmp_path / "many", make_images, 60)
+    source = zip_of(root) if zipped else root
+    in_memory = open_dataset(source, image_size=8)
+    monkeypatch.setattr(files, "IN_MEMORY_LIMIT", 0)
+    on_disk = open_dataset(source, image_size=8)
+    assert in_memory.in_memory
+    assert not on_disk.in_memory
+    assert isinstance(in_memory, TensorDataset)
+    assert torch.equal(on_disk.fetch(range(60)), in_memory.images)
+    expected = list(islice(BatchStream(in_memory, 16, seed=1), 12))
+    for workers in (None, 3):
+        with BatchStream(on_disk, 16, seed=1, start=2, workers=workers) as stream:
+            for batch, other in zip(islice(stream, 10), expected[2:], strict=True):
+                assert torch.equal(batch, other)
+
+
+def test_a_file_lost_during_training_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "IN_MEMORY_LIMIT", 0)
+    dataset = open_dataset(folder)
+    (folder / "ant/z.png").unlink()
+    with pytest.raises(DataError, match=r"ant/z\.png"), BatchStream(dataset, 4, seed=0) as stream:
+        next(stream)
