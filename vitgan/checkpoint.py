@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vitgan.adversarial import Adversarial
 from vitgan.config import Config, from_dict, to_dict
+from vitgan.errors import CheckpointError
 from vitgan.models import Generator
 
 CONFIG = "config.json"
@@ -28,10 +29,6 @@ GENERATOR = "generator_ema.safetensors"
 TRAINING = "training.safetensors"
 STATE = "state.json"
 FORMAT = 1
-
-
-class CheckpointError(RuntimeError):
-    """A run or checkpoint cannot be used; the message says why and what to do."""
 
 
 def save_config(config: Config, run: Path) -> None:

@@ -31,23 +31,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in commands:
         print(f"vitgan: no command {arguments[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
-    from vitgan.checkpoint import CheckpointError
     from vitgan.data import DataError
-    from vitgan.trainer import TrainingError
+    from vitgan.errors import VitganError
 
     try:
         return commands[arguments[0]](arguments[1:])
-    except (CheckpointError, DataError, TrainingError, ValueError) as error:
+    except (VitganError, DataError, ValueError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"vitgan {arguments[0]}: {error}", markup=False)
         return 1
 
 
 def train(arguments: list[str]) -> int:
     """vitgan train: values come from the preset, or from the run that is resumed, and then from the flags."""
+    from vitgan.adversarial import Adversarial
     from vitgan.checkpoint import load_config
     from vitgan.config import PRESETS, Config
     from vitgan.data import open_dataset
-    from vitgan.trainer import Trainer, check_resumable, new_run_directory
+    from vitgan.trainer import Trainer, check_resumable, new_run_directory, pick_device
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS, default="tiny")
@@ -64,13 +64,14 @@ def train(arguments: list[str]) -> int:
             f"{', '.join(PRESETS)} (default tiny: coloured shapes, five minutes on a laptop). "
             "--resume RUN goes on with an interrupted run, with its own configuration."
         ),
-        config=(tyro.conf.FlagConversionOff,),
     )
     if chosen.resume:
         check_resumable(before=default, now=config)
     dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
+    training = Adversarial(config, pick_device(config.device))
+    # Made last, so that nothing is left behind where a run cannot even start.
     run = chosen.resume or new_run_directory(config)
-    finished = Trainer(config, run, dataset=dataset).train()
+    finished = Trainer(config, run, dataset=dataset, training=training).train()
     return 0 if finished else 130
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vitgan.config import Config, to_dict
+from vitgan.errors import TrainingError
 from vitgan.images import to_uint8
 
 METRICS = "metrics.jsonl"
@@ -22,25 +23,14 @@ class Loggers:
     """
 
     def __init__(self, config: Config, run: Path, *, images: int) -> None:
-        self.path = run / METRICS
-        _drop_lines_after(self.path, images)
-        self.file = self.path.open("a")
+        self.wandb: Any = _start_wandb(config, run) if config.wandb else None
         self.tensorboard: Any = None
-        self.wandb: Any = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=images + 1 if images else None)
-        if config.wandb:
-            try:
-                import wandb
-            except ImportError:
-                raise RuntimeError(
-                    "logging to Weights & Biases needs its package: pip install 'vitgan[wandb]'"
-                ) from None
-            self.wandb = wandb.init(
-                project=config.wandb, id=run.name, name=run.name, dir=run, config=to_dict(config), resume="allow"
-            )
+        _drop_lines_after(run / METRICS, images)
+        self.file = (run / METRICS).open("a")
 
     def scalars(self, values: dict[str, float], *, images: int) -> None:
         """Log numbers under the count of images seen."""
@@ -69,6 +59,14 @@ class Loggers:
             self.tensorboard.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def _start_wandb(config: Config, run: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise TrainingError("logging to Weights & Biases needs its package: pip install 'vitgan[wandb]'") from None
+    return wandb.init(project=config.wandb, id=run.name, name=run.name, dir=run, config=to_dict(config), resume="allow")
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -15,7 +15,8 @@ from torch import Tensor
 from vitgan.adversarial import Adversarial
 from vitgan.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, save_config
 from vitgan.config import Config
-from vitgan.data import BatchStream, ImageDataset, open_dataset
+from vitgan.data import BatchStream, ImageDataset
+from vitgan.errors import TrainingError
 from vitgan.evaluate import Evaluator
 from vitgan.images import from_uint8, grid, save_image
 from vitgan.loggers import Loggers
@@ -26,30 +27,33 @@ SAMPLES = "samples"
 GRID_SIDE = 8
 
 
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message says why and what to do."""
-
-
 class Trainer:
     """Trains one run, from its start or from its newest checkpoint.
 
     Args:
         config: the run.
         run: its directory; made if it does not exist.
-        dataset: the images; None opens what the configuration names.
+        dataset: the images.
+        training: the networks and their optimisers.
         console: where to say how it goes.
     """
 
     def __init__(
-        self, config: Config, run: Path, *, dataset: ImageDataset | None = None, console: Console | None = None
+        self,
+        config: Config,
+        run: Path,
+        *,
+        dataset: ImageDataset,
+        training: Adversarial,
+        console: Console | None = None,
     ) -> None:
         self.config = config
         self.run = run
         self.console = console or Console()
-        self.device = pick_device(config.device)
-        self.dataset = dataset or open_dataset(config.data, image_size=config.image_size, channels=config.channels)
-        self.training = Adversarial(config, self.device)
-        self.evaluator = Evaluator(self.dataset, samples=config.evaluate_samples, seed=config.seed)
+        self.dataset = dataset
+        self.training = training
+        self.device = training.device
+        self.evaluator = Evaluator(dataset, samples=config.evaluate_samples, seed=config.seed)
         self.elapsed = 0.0
         self.totals: dict[str, list[Tensor]] = {}
         self._stop_signal: str | None = None

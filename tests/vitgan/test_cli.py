@@ -1,0 +1,155 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.vitgan.helpers import assert_same
+from vitgan.checkpoint import list_checkpoints, load_generator
+from vitgan.cli import main
+
+NANO = shlex.split("""
+    --generator.patch-size 8 --generator.latent-dim 8 --generator.dim 8 --generator.depth 1 --generator.heads 1
+    --generator.mapping-depth 1 --discriminator.patch-size 8 --discriminator.dim 8 --discriminator.depth 1
+    --discriminator.heads 1 --batch-size 4 --evaluate-samples 16 --no-tensorboard --device cpu
+""")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path) -> Path:
+    assert main(["train", *NANO, "--images", "8", "--out", "run"]) == 0
+    return here / "run"
+
+
+def test_train_then_sample_a_grid_a_folder_and_a_strip(run: Path) -> None:
+    assert main(["sample", "run", "--count", "6", "--out", "grid.png"]) == 0
+    assert main(["sample", "run", "--count", "6", "--out", "folder"]) == 0
+    assert main(["sample", "run", "--count", "6", "--interpolate", "--out", "strip.png"]) == 0
+    assert size(Path("grid.png")) == (3 * 34 + 2, 2 * 34 + 2)
+    assert size(Path("strip.png")) == (6 * 34 + 2, 34 + 2)
+    assert [path.name for path in sorted(Path("folder").iterdir())] == [f"{n:06d}.png" for n in range(6)]
+
+
+def test_sampling_again_with_the_same_seed_gives_the_same_picture(run: Path) -> None:
+    for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
+        main(["sample", str(run), "--seed", seed, "--out", name])
+    a, b, c = (Path(name).read_bytes() for name in ("a.png", "b.png", "c.png"))
+    assert a == b
+    assert a != c
+
+
+def test_flags_override_the_preset_and_the_result_is_saved(run: Path) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["preset"] == "tiny"
+    assert saved["batch_size"] == 4
+    assert saved["generator"]["dim"] == 8
+
+
+def test_runs_are_numbered_by_default(here: Path) -> None:
+    main(["train", *NANO, "--images", "4"])
+    assert list_checkpoints(here / "runs" / "00000-tiny-shapes")
+
+
+def test_resume_goes_on_with_the_run_s_own_configuration(run: Path) -> None:
+    assert main(["train", "--resume", "run", "--images", "16"]) == 0
+    assert [int(path.name) for path in list_checkpoints(run)] == [8, 16]
+
+
+@pytest.mark.parametrize("flag", [["--batch-size", "2"], ["--generator.dim", "16"], ["--seed", "5"]])
+def test_resume_refuses_changes_that_do_not_fit_the_saved_state(
+    run: Path, flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", "run", "--images", "16", *flag]) == 1
+    assert "cannot change when a run is resumed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "no/such/folder"], "no data at"),
+        (["train", "--resume", "no/such/run"], "not a run directory"),
+        (["train", "--device", "nonsense"], "cannot be used here"),
+        (["train", "--image-size", "30"], "multiple of the patch size"),
+        (["sample", "no/such/run"], "does not exist"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(
+    here: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert list(here.iterdir()) == []
+
+
+def test_unknown_flags_and_commands_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paint"]) == 2
+    assert "no command 'paint'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--batchsize", "4"])
+    assert exit_info.value.code == 2
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--preset", "huge"])
+    assert exit_info.value.code == 2
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--batch-size", "0"])
+    assert exit_info.value.code == 2
+    assert "batch_size must be at least 1" in capsys.readouterr().err
+
+
+def test_help_names_commands_presets_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "vitgan train" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for expected in ("seed-cifar10", "--resume", "--generator.omega", "--optimiser.ema-half-life", "--loss.bcr-real"):
+        assert expected in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_resume_and_the_rest_is_bit_for_bit_the_same(
+    here: Path, number: signal.Signals
+) -> None:
+    arguments = ["train", *NANO, "--images", "200", "--log-every", "4"]
+    assert main([*arguments, "--out", "whole"]) == 0
+    command = [sys.executable, "-m", "vitgan", *arguments, "--out", "parts"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stdout
+    wait_for_lines(process, 4)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: vitgan train --resume parts" in said
+    stopped_at = [int(path.name) for path in list_checkpoints(here / "parts")]
+    assert 0 < stopped_at[-1] < 200
+    assert main(["train", "--resume", "parts"]) == 0
+    assert_same(load_generator("whole").state_dict(), load_generator("parts").state_dict())
+
+
+def wait_for_lines(process: subprocess.Popen[str], count: int) -> None:
+    assert process.stdout
+    deadline = time.monotonic() + 60
+    while count and time.monotonic() < deadline:
+        count -= "images/s" in process.stdout.readline()
+    assert count == 0
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from vitgan.config import PRESETS, Config, from_dict, to_dict
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json_and_know_their_name(name: str) -> None:
+    config = PRESETS[name]
+    assert config.preset == name
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_the_paper_s_settings() -> None:
+    config = PRESETS["cifar10"]
+    assert (config.generator.dim, config.generator.heads, config.generator.depth) == (384, 6, 4)
+    assert (config.image_size // config.generator.patch_size) ** 2 == 64
+    assert (PRESETS["celeba64"].image_size // PRESETS["celeba64"].generator.patch_size) ** 2 == 64
+    assert PRESETS["celeba64"].generator.depth == PRESETS["celeba64"].discriminator.depth == 6
+    assert (config.loss.bcr_real, config.loss.bcr_fake, config.loss.r1) == (10, 10, 0)
+    assert config.batch_size == 128
+    assert (config.optimiser.g_lr, config.optimiser.beta1, config.optimiser.beta2) == (2e-3, 0, 0.99)
+    augment = config.augment
+    assert {augment.translation, augment.color, augment.cutout, augment.scaling} == {0.8}
+
+
+def test_the_original_implementation_s_settings() -> None:
+    config = PRESETS["seed-cifar10"]
+    assert (config.generator.latent_dim, config.generator.heads, config.generator.depth) == (32, 4, 4)
+    assert config.optimiser.g_lr == config.optimiser.d_lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 10, "accumulate": 3}, "multiple of accumulate"),
+        ({"log_every": 0}, "log_every"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**changes)  # type: ignore[arg-type]
+
+
+def test_unknown_keys_are_refused_at_any_depth() -> None:
+    values = to_dict(PRESETS["tiny"])
+    values["generator"]["widht"] = 1
+    with pytest.raises(ValueError, match="GeneratorConfig: widht"):
+        from_dict(Config, values)

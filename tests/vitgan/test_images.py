@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vitgan.images import from_uint8, grid, save_image, to_uint8
+
+
+def test_bytes_survive_the_way_to_floats_and_back() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(values)), values)
+    assert from_uint8(values).min() == -1
+    assert from_uint8(values).max() == 1
+
+
+def test_values_outside_the_range_are_clipped() -> None:
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
+def test_pictures_keep_their_pixels(tmp_path: Path, channels: int, mode: str) -> None:
+    image = torch.rand(channels, 4, 6) * 2 - 1
+    save_image(image, tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as read:
+        assert read.mode == mode
+        assert read.size == (6, 4)
+        back = torch.tensor(list(read.tobytes()), dtype=torch.uint8).reshape(4, 6, channels).permute(2, 0, 1)
+    assert torch.equal(back, to_uint8(image))
+
+
+def test_a_grid_goes_row_by_row() -> None:
+    images = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, -0.5, 0.0, 0.5, 0.75)])
+    sheet = grid(images, columns=3, gap=1)
+    assert sheet.shape == (1, 7, 10)
+    assert sheet[0, 1, 1] == -1
+    assert sheet[0, 1, 7] == 0
+    assert sheet[0, 4, 1] == 0.5
+    assert sheet[0, 4, 7] == 1
+    assert (sheet[0, 0] == 1).all()
+
+
+def test_an_empty_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        grid(torch.zeros(0, 3, 4, 4))

@@ -1,0 +1,145 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.vitgan.helpers import assert_same, everything, nano, trainer
+from vitgan.adversarial import Adversarial
+from vitgan.checkpoint import list_checkpoints
+from vitgan.errors import TrainingError
+from vitgan.loggers import read_metrics
+from vitgan.trainer import new_run_directory
+
+
+def test_a_run_leaves_configuration_numbers_pictures_and_checkpoints(tmp_path: Path) -> None:
+    job, out = trainer(tmp_path)
+    assert job.train()
+    assert job.training.images == 40
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 4
+    assert [int(path.stem) for path in sorted((tmp_path / "samples").iterdir())] == [0, 16, 32, 40]
+    with Image.open(tmp_path / "samples" / "000000000040.png") as sheet:
+        assert sheet.size == (82, 82)
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [36, 40]
+    metrics = read_metrics(tmp_path)
+    assert [line["images"] for line in metrics if "d_loss" in line] == [8, 12, 16, 24, 32, 36, 40]
+    evaluations = [line for line in metrics if "sliced_wasserstein" in line]
+    assert [line["images"] for line in evaluations] == [0, 16, 32, 40]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    said = out.getvalue()
+    assert "images/s" in said
+    assert "left" in said
+    assert "d_loss" in said
+    assert f"{tmp_path}/samples/000000000040.png" in said
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 7])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop_after: int) -> None:
+    whole, _ = trainer(tmp_path / "whole")
+    assert whole.train()
+
+    first, said = trainer(tmp_path / "parts")
+    stop_after_steps(first.training, stop_after, lambda: first.stop("SIGINT"))
+    assert not first.train()
+    assert f"vitgan train --resume {tmp_path / 'parts'}" in said.getvalue()
+
+    second, said = trainer(tmp_path / "parts")
+    assert second.training.steps == stop_after
+    assert second.train()
+    assert "resuming" in said.getvalue()
+    assert_same(everything(whole.training), everything(second.training))
+    for number in (16, 32, 40):
+        name = f"samples/{number:012d}.png"
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    one, _ = trainer(tmp_path / "one", images=8)
+    two, _ = trainer(tmp_path / "two", images=8, seed=1)
+    one.train()
+    two.train()
+    assert not torch.equal(one.training.generator.positions.linear.bias, two.training.generator.positions.linear.bias)
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+    job, _ = trainer(tmp_path)
+    stop_after_steps(job.training, 3, lambda: job.stop("SIGINT"))
+    job.train()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 16, "d_loss": 5.0}\n{"images": 20, "d_l')
+    again, _ = trainer(tmp_path)
+    assert again.train()
+    metrics = read_metrics(tmp_path)
+    assert 5.0 not in [line.get("d_loss") for line in metrics]
+    assert [line["images"] for line in metrics] == sorted(line["images"] for line in metrics)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(
+    tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = trainer(tmp_path)
+    real_step = job.training.step
+
+    def step(real: torch.Tensor) -> dict[str, Any]:
+        scalars = real_step(real)
+        return scalars | {"d_loss": torch.tensor(value)} if job.training.steps == 7 else scalars
+
+    monkeypatch.setattr(job.training, "step", step)
+    with pytest.raises(TrainingError, match=r"d_loss.*checkpoints/000000000024"):
+        job.train()
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [12, 24]
+
+
+def test_a_time_limit_ends_the_run_in_order(tmp_path: Path) -> None:
+    job, said = trainer(tmp_path, max_minutes=1e-6)
+    assert job.train()
+    assert job.training.steps == 1
+    assert "done" in said.getvalue()
+
+
+def test_gradient_accumulation_runs_and_moves_power_iteration_once(tmp_path: Path) -> None:
+    job, _ = trainer(tmp_path, accumulate=2)
+    assert job.train()
+
+
+def test_tensorboard_files_are_written(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job, _ = trainer(tmp_path, tensorboard=True, images=16)
+    job.train()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"d_loss", "g_loss", "sliced_wasserstein"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["samples"]
+
+
+def test_wandb_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    job, _ = trainer(tmp_path, wandb="project")
+    with pytest.raises(TrainingError, match=r"pip install 'vitgan\[wandb\]'"):
+        job.train()
+
+
+def test_run_directories_are_numbered_and_never_reused(tmp_path: Path) -> None:
+    first = new_run_directory(nano(), tmp_path / "runs")
+    second = new_run_directory(nano(), tmp_path / "runs")
+    assert [first.name, second.name] == ["00000-tiny-nano", "00001-tiny-nano"]
+    (first / "config.json").touch()
+    with pytest.raises(TrainingError, match="not empty"):
+        new_run_directory(nano(out=first))
+
+
+def stop_after_steps(training: Adversarial, steps: int, stop: Any) -> None:
+    original = training.step
+
+    def step(real: torch.Tensor) -> dict[str, torch.Tensor]:
+        scalars = original(real)
+        if training.steps == steps:
+            stop()
+        return scalars
+
+    training.step = step  # type: ignore[method-assign]
