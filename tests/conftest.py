@@ -1,0 +1,26 @@
+"""What every test shares: one thread, a fixed seed, and memory that shows where nothing was written to it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The tensors of these tests are too small to share out, and sums of one thread repeat bit for bit.
+torch.set_num_threads(1)
+
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> Iterator[None]:
+    """Seeds PyTorch, and fills what `torch.empty` and its like return: NaN, or the largest integer.
+
+    PyTorch fills only in deterministic mode (`torch.utils.deterministic.fill_uninitialized_memory`, on by default).
+    """
+    torch.manual_seed(0)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
