@@ -1,0 +1,87 @@
+"""L2SelfAttention, held against attention written out head by head."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitgan_kernels import L2SelfAttention, use_backend
+
+
+def by_hand(module: L2SelfAttention, x: Tensor, scale: float) -> Tensor:
+    """Each head by itself, with softmax and distances written out; queries and keys from their own projections."""
+    q, v = projected(module, "to_q", x), projected(module, "to_v", x)
+    k = q if module.to_k is None else projected(module, "to_k", x)
+    width = q.shape[-1] // module.heads
+    outs = []
+    for head in range(module.heads):
+        part = slice(head * width, (head + 1) * width)
+        squares = torch.cdist(q[..., part], k[..., part], compute_mode="donot_use_mm_for_euclid_dist").square()
+        outs.append(torch.softmax(-scale * squares, dim=-1) @ v[..., part])
+    return projected(module, "to_out", torch.cat(outs, dim=-1))
+
+
+def projected(module: L2SelfAttention, name: str, x: Tensor) -> Tensor:
+    return x @ module.get_parameter(f"{name}.weight").mT + module.get_parameter(f"{name}.bias")
+
+
+@pytest.mark.parametrize(("heads", "scale"), [(1, None), (2, None), (3, 0.4), (12, 2.0)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_head_attends_in_its_own_features(heads: int, scale: float | None, tied: bool) -> None:
+    module = L2SelfAttention(12, heads, scale=scale, tied=tied).double()
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    expected = by_hand(module, x, (12 // heads) ** -0.5 if scale is None else scale)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_queries_and_keys_share_one_projection() -> None:
+    tied, untied = L2SelfAttention(8, 2), L2SelfAttention(8, 2, tied=False)
+    assert tied.to_k is None
+    assert {name.partition(".")[0] for name, _ in tied.named_parameters()} == {"to_q", "to_v", "to_out"}
+    assert isinstance(untied.to_k, nn.Linear)
+    assert len(list(untied.parameters())) == len(list(tied.parameters())) + 2
+
+
+def test_tied_attention_looks_at_its_own_token_first() -> None:
+    """No token is nearer than a token is to itself, which holds only where Wq = Wk."""
+    module = L2SelfAttention(6, 1, scale=1e4)
+    for linear in ("to_v", "to_out"):
+        nn.init.eye_(module.get_parameter(f"{linear}.weight"))
+        nn.init.zeros_(module.get_parameter(f"{linear}.bias"))
+    x = torch.randn(2, 9, 6)
+    torch.testing.assert_close(module(x), x)
+
+
+def test_shapes() -> None:
+    module = L2SelfAttention(8, 2)
+    for shape in ((5, 8), (3, 5, 8), (2, 3, 5, 8), (0, 5, 8), (3, 1, 8)):
+        assert module(torch.randn(shape)).shape == shape
+
+
+def test_gradients_reach_every_parameter() -> None:
+    module = L2SelfAttention(8, 2, tied=False)
+    module(torch.randn(2, 5, 8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in module.named_parameters() if name != "to_k.bias")
+
+
+def test_projections_can_be_of_another_kind() -> None:
+    made = []
+
+    def without_bias(in_features: int, out_features: int) -> nn.Linear:
+        made.append((in_features, out_features))
+        return nn.Linear(in_features, out_features, bias=False)
+
+    module = L2SelfAttention(8, 2, linear=without_bias)
+    assert made == [(8, 8)] * 3
+    assert module.to_q.bias is None
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(8, 3), (8, 0), (8, -2)])
+def test_heads_that_do_not_divide(dim: int, heads: int) -> None:
+    with pytest.raises(ValueError, match=rf"dim must be a multiple of heads, got dim={dim}, heads={heads}"):
+        L2SelfAttention(dim, heads)
+
+
+def test_backend_is_handed_on() -> None:
+    module, x = L2SelfAttention(8, 2, backend="reference"), torch.randn(2, 5, 8)
+    with use_backend("triton"):  # which the argument goes before
+        assert module(x).shape == x.shape
