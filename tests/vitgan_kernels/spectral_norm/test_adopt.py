@@ -1,0 +1,137 @@
+"""Layers that `swap` has taken over from PyTorch's spectral norm, used as a plain stack does not use them."""
+
+import copy
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+from vitgan_kernels import swap, unswap
+from vitgan_kernels.spectral_norm import adopt, op
+
+
+def layer(inputs: int, outputs: int) -> nn.Linear:
+    return cast(nn.Linear, torch_spectral_norm(nn.Linear(inputs, outputs)))
+
+
+def u_of(normalised: nn.Module) -> Tensor:
+    return cast(Tensor, adopt.parametrizations(normalised, "weight")[0]._u)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of matrices in each call of the operator that a swapped model has made."""
+    counted: list[int] = []
+
+    def counting(weights: list[Tensor], *args: Any, **options: Any) -> Any:
+        counted.append(len(weights))
+        return op.spectral_norm(weights, *args, **options)
+
+    monkeypatch.setattr(adopt, "spectral_norm", counting)
+    return counted
+
+
+class Uses(nn.Module):
+    """Uses its layers in ways that a plain stack does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.block, self.unused = layer(5, 5), nn.Sequential(layer(5, 5), nn.Tanh()), layer(5, 5)
+        self.double()
+
+    def forward(self, x: Tensor, way: str = "twice") -> Tensor:
+        if way == "twice":
+            return self.twice(torch.tanh(self.twice(x)))
+        if way == "gradient inside":
+            with torch.enable_grad():
+                return self.twice(x)
+        return cast(Tensor, checkpoint(self.block, self.twice(x), use_reentrant=way == "reentrant"))
+
+
+@pytest.fixture
+def pair() -> tuple[Uses, Uses, Tensor]:
+    plain = Uses()
+    swapped = copy.deepcopy(plain)
+    with torch.no_grad():
+        for weight in [p for name, p in plain.named_parameters() if "original" in name]:
+            weight.add_(torch.randn_like(weight))  # far from converged, so that every move of the vectors shows
+    swapped.load_state_dict(plain.state_dict())
+    assert all(row.swapped for row in swap(swapped).rows)
+    return plain, swapped, torch.randn(3, 5).double()
+
+
+def test_a_second_use_in_a_forward_moves_the_vectors_again(pair: tuple[Uses, Uses, Tensor]) -> None:
+    plain, swapped, x = pair
+    torch.testing.assert_close(swapped(x), plain(x))
+    torch.testing.assert_close(u_of(swapped.twice), u_of(plain.twice))
+
+
+def test_a_layer_called_by_itself_moves_its_own_vectors(pair: tuple[Uses, Uses, Tensor], calls: list[int]) -> None:
+    plain, swapped, x = pair
+    torch.testing.assert_close(swapped.block(x), plain.block(x))
+    torch.testing.assert_close(dict(swapped.named_buffers()), dict(plain.named_buffers()))
+    assert calls == []
+
+
+def test_a_frozen_layer_in_a_training_model_keeps_its_vectors(pair: tuple[Uses, Uses, Tensor]) -> None:
+    plain, swapped, x = pair
+    plain.twice.eval()
+    swapped.twice.eval()
+    torch.testing.assert_close(swapped(x), plain(x))
+    torch.testing.assert_close(u_of(swapped.twice), u_of(plain.twice))
+
+
+def test_a_model_called_without_gradients_that_enables_them_inside_has_them(pair: tuple[Uses, Uses, Tensor]) -> None:
+    for model in pair[:2]:
+        model.eval()
+        with torch.no_grad():
+            output = model(pair[2], "gradient inside")
+        output.sum().backward()
+    gradients = [adopt.parametrizations(model.twice, "weight").original.grad for model in pair[:2]]
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("way", ["reentrant", "not reentrant"])
+def test_activation_checkpointing(pair: tuple[Uses, Uses, Tensor], way: str) -> None:
+    x = pair[2]
+    for model in pair[:2]:
+        for _ in range(60):
+            model(x)  # converged: what the block computes a second time, it computes with the same weight
+            model.block(x)
+        model.zero_grad()
+        model(x, way).square().sum().backward()
+    plain, swapped = [{name: p.grad for name, p in m.named_parameters() if "unused" not in name} for m in pair[:2]]
+    torch.testing.assert_close(swapped, plain, rtol=1e-6, atol=1e-8)
+
+
+def test_an_error_in_the_forward_leaves_no_weight_behind(pair: tuple[Uses, Uses, Tensor]) -> None:
+    _, swapped, x = pair
+    with pytest.raises(RuntimeError):
+        swapped(x[:, :3])
+    assert not any(getattr(module, "scaled", None) is not None for module in swapped.modules())
+
+
+def test_removing_a_parametrization_after_the_swap(calls: list[int]) -> None:
+    model = nn.Sequential(layer(5, 4), layer(4, 3))
+    swap(model)
+    model.eval()
+    x = torch.randn(2, 5)
+    expected = model(x)
+    parametrize.remove_parametrizations(model[0], "weight")
+    calls.clear()
+    torch.testing.assert_close(model(x), expected)
+    assert calls == [1]
+    unswap(model)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_data_parallel_replicas_take_pytorch_s_path(pair: tuple[Uses, Uses, Tensor], calls: list[int]) -> None:
+    _, swapped, x = pair
+    replica = copy.copy(swapped)
+    replica._is_replica = True  # type: ignore[assignment]
+    replica(x)
+    assert calls == []
