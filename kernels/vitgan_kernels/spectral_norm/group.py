@@ -1,6 +1,7 @@
 """Every matrix of a model under spectral normalisation, with one call of the operator a forward pass."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -131,15 +132,10 @@ class _Scale(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if self.scaled is not None:
             return self.scaled
-        if _in_backward():
-            # Checkpointing computes a block again and counts the tensors that it saves: they must be those of the
-            # forward, where the weight came scaled. Hooks of our own keep the scaling out of that count.
-            with saved_tensors_hooks(_itself, _itself):
-                return self._scale(weight)
-        return self._scale(weight)
-
-    def _scale(self, weight: Tensor) -> Tensor:
-        return weight * (self.sigma_init / self.sigma(weight))
+        # Checkpointing counts the tensors that a block saves, and must find as many when the backward pass runs it
+        # again, without the group's result. Hooks of our own keep those of the scaling out of the count.
+        with saved_tensors_hooks(_itself, _itself) if _hooks_are_allowed() else nullcontext():
+            return weight * (self.sigma_init / self.sigma(weight))
 
 
 @torch.no_grad()
@@ -159,8 +155,12 @@ def _converged(matrix: Tensor, eps: float, tolerance: float = 1e-6, most: int = 
     return u, v, sigma
 
 
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+def _hooks_are_allowed() -> bool:
+    """torch.compile and torch.func know no such hooks, and no checkpointing that would need them."""
+    if torch.compiler.is_compiling():
+        return False
+    enabled: bool = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    return enabled
 
 
 def _itself(tensor: Tensor) -> Tensor:

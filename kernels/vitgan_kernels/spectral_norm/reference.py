@@ -30,6 +30,6 @@ def spectral_norm(
                     u_l.copy_(normalize(matrix @ v_l, dim=0, eps=eps))
     # Copies, because the next call moves u and v while this call's graph may still wait for its backward.
     sigmas = [torch.dot(u_l.clone(), matrix @ v_l.clone()) for matrix, u_l, v_l in zip(matrices, u, v, strict=True)]
-    sigma = torch.stack(sigmas)
-    factors = (1 / sigma if sigma_init is None else sigma_init / sigma).unbind()
-    return [weight * factor for weight, factor in zip(weights, factors, strict=True)], sigma
+    goals: Sequence[Tensor | float] = [1.0] * len(sigmas) if sigma_init is None else sigma_init.unbind()
+    scaled = [weight * (goal / sigma) for weight, goal, sigma in zip(weights, goals, sigmas, strict=True)]
+    return scaled, torch.stack(sigmas)

@@ -1,0 +1,198 @@
+"""Gradients through a model under SpectralNormGroup: first order, R1, activation checkpointing, torch.compile."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitgan_kernels import SpectralNormGroup, reference
+
+
+class Critic(nn.Module):
+    """Two matrices with a curved function between them, so that R1 depends on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 5)
+        self.second = nn.Linear(5, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.hidden(x)).squeeze(1)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x))
+
+
+class CheckpointedCritic(Critic):
+    """The same, computing its hidden layer again in the backward pass."""
+
+    use_reentrant: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(checkpoint(self.hidden, x, use_reentrant=self.use_reentrant)).squeeze(1)
+
+
+def normalised(critic: Critic) -> SpectralNormGroup:
+    """Puts the critic under spectral normalisation and moves it away from the start, where u and v had converged."""
+    group = SpectralNormGroup(critic)
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.normal_()
+    return group
+
+
+def logits_by_hand(critic: Critic, x: Tensor) -> Tensor:
+    """The critic from its raw weights, with u and v as they are now, as constants."""
+    first, second = (scaled_by_hand(critic, name) for name in ("first", "second"))
+    return (torch.tanh(x @ first.mT + critic.first.bias) @ second.mT + critic.second.bias).squeeze(1)
+
+
+def scaled_by_hand(critic: Critic, name: str) -> Tensor:
+    within = f"{name}.parametrizations.weight"
+    u, v, goal = (critic.get_buffer(f"{within}.0.{entry}").clone() for entry in ("_u", "_v", "sigma_init"))
+    weight = critic.get_parameter(f"{within}.original")
+    return goal * weight / torch.einsum("o,oi,i->", u, weight, v)
+
+
+def gradients(loss: Tensor, critic: Critic) -> dict[str, Tensor]:
+    names, parameters = zip(*critic.named_parameters(), strict=True)
+    return dict(
+        zip(names, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True), strict=True)
+    )
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(4, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradient_treats_u_and_v_as_constants(x: Tensor, training: bool) -> None:
+    critic = Critic().train(training)
+    normalised(critic)
+    logits = critic(x)
+    expected = logits_by_hand(critic, x)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(gradients(logits.exp().sum(), critic), gradients(expected.exp().sum(), critic))
+
+
+def test_gradient_is_that_of_the_reference(x: Tensor) -> None:
+    critic = Critic()
+    normalised(critic)
+    loss = critic(x).exp().sum()
+    within = [f"{name}.parametrizations.weight" for name in ("first", "second")]
+    weights = [critic.get_parameter(f"{name}.original") for name in within]
+    u, v, goals = ([critic.get_buffer(f"{name}.0.{entry}") for name in within] for entry in ("_u", "_v", "sigma_init"))
+    (first, second), _ = reference.spectral_norm(weights, u, v, sigma_init=torch.stack(goals), update=False)
+    hidden = torch.tanh(nn.functional.linear(x, first, critic.first.bias))
+    expected = nn.functional.linear(hidden, second, critic.second.bias).exp().sum()
+    torch.testing.assert_close(gradients(loss, critic), gradients(expected, critic))
+
+
+def r1(logits: Tensor, x: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return gradient.square().sum()
+
+
+def test_r1_by_double_backward(x: Tensor) -> None:
+    """A raw kernel called in a backward gives the images' gradient right and the weights' wrong, without an error."""
+    critic = Critic()
+    normalised(critic)
+    x.requires_grad_()
+    penalty = r1(critic(x), x)
+    expected = r1(logits_by_hand(critic, x), x)
+    torch.testing.assert_close(penalty, expected)
+    actual = gradients(penalty, critic)
+    assert all(actual[f"{name}.parametrizations.weight.original"].abs().max() > 1e-3 for name in ("first", "second"))
+    torch.testing.assert_close(actual, gradients(expected, critic))
+
+
+def test_r1_by_finite_differences(x: Tensor) -> None:
+    critic = Critic().eval()
+    normalised(critic)
+    x.requires_grad_()
+    weight = critic.get_parameter("first.parametrizations.weight.original")
+    (actual,) = torch.autograd.grad(r1(critic(x), x), weight)
+    direction, step = torch.randn_like(weight), 1e-6
+    penalties = []
+    for sign in (1, -1):
+        moved = copy.deepcopy(critic)
+        with torch.no_grad():
+            moved.get_parameter("first.parametrizations.weight.original").add_(sign * step * direction)
+        penalties.append(r1(moved(x), x))
+    numeric = (penalties[0] - penalties[1]) / (2 * step)
+    torch.testing.assert_close((actual * direction).sum(), numeric.detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_two_forwards_before_one_backward(x: Tensor) -> None:
+    """The second forward moves u and v in place while the graph of the first still waits."""
+    critic = Critic()
+    normalised(critic)
+    first = critic(x)
+    expected = gradients(logits_by_hand(critic, x).exp().sum(), critic)
+    second = critic(-x)
+    expected_second = gradients(logits_by_hand(critic, -x).exp().sum(), critic)
+    actual = gradients(first.exp().sum() + second.exp().sum(), critic)
+    torch.testing.assert_close(actual, {name: expected[name] + expected_second[name] for name in expected})
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_activation_checkpointing_inside(x: Tensor, use_reentrant: bool, training: bool) -> None:
+    critic = CheckpointedCritic().train(training)
+    critic.use_reentrant = use_reentrant
+    normalised(critic)
+    x.requires_grad_()
+    critic(x).exp().sum().backward()
+    actual = {name: parameter.grad for name, parameter in critic.named_parameters()}
+    plain = logits_by_hand(critic, x).exp().sum()
+    torch.testing.assert_close(x.grad, torch.autograd.grad(plain, x, retain_graph=True)[0])
+    torch.testing.assert_close(actual, gradients(plain, critic))
+
+
+def test_activation_checkpointing_of_a_layer_by_itself(x: Tensor) -> None:
+    critic = Critic()
+    normalised(critic)
+    hidden = checkpoint(critic.hidden, x, use_reentrant=False)
+    expected = torch.tanh(x @ scaled_by_hand(critic, "first").mT + critic.first.bias)
+    torch.testing.assert_close(gradients(hidden.exp().sum(), critic), gradients(expected.exp().sum(), critic))
+
+
+def test_a_layer_by_itself_under_torch_func_and_torch_compile(x: Tensor) -> None:
+    critic = Critic()
+    normalised(critic)
+
+    def by_hand(x: Tensor) -> Tensor:
+        return (x @ scaled_by_hand(critic, "first").mT + critic.first.bias).exp().sum()
+
+    def loss(x: Tensor) -> Tensor:
+        return critic.first(x).exp().sum()
+
+    torch.testing.assert_close(torch.func.grad(loss)(x), torch.func.grad(by_hand)(x))
+    torch.testing.assert_close(torch.compile(loss, backend="eager", fullgraph=True)(x), by_hand(x))
+
+
+def test_gradients_add_up_over_parts_of_a_batch(x: Tensor) -> None:
+    """One training forward, then evaluation mode, holds u and v still: parts give the gradient of the whole."""
+    critic = Critic()
+    normalised(critic)
+    twin = copy.deepcopy(critic)
+    critic(x).exp().sum().backward()
+    for part, training in zip(x.chunk(2), (True, False), strict=True):
+        twin.train(training)(part).exp().sum().backward()
+    for whole, parts in zip(critic.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(whole.grad, parts.grad)
+
+
+def test_compiles_as_one_graph(x: Tensor) -> None:
+    critic = Critic()
+    normalised(critic)
+    twin = copy.deepcopy(critic)
+    value = torch.compile(lambda x: critic(x).exp().sum(), backend="aot_eager", fullgraph=True)(x)
+    expected = twin(x).exp().sum()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradients(value, critic), gradients(expected, twin))
+    torch.testing.assert_close(critic.state_dict(), twin.state_dict())
