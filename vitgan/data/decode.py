@@ -37,17 +37,12 @@ def fit_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.
         image = image.convert("RGBA")
         if channels in (1, 3):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    elif image.mode != "L":
-        image = image.convert("RGB")
     image = image.convert(MODES[channels])
     width, height = image.size
     side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    if side == image_size:
-        image = image.crop((int(left), int(top), int(left) + side, int(top) + side))
-    else:
-        box = (left, top, left + side, top + side)
-        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     pixels = np.asarray(image).reshape(image_size, image_size, channels)
     return pixels.transpose(2, 0, 1)
 

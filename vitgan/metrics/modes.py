@@ -27,7 +27,7 @@ MAX_COLOUR_ERROR = 0.2
 MAX_COLOUR_RATIO = 0.4
 """Distance to the nearest colour, as a share of that to the second nearest."""
 HIT_FRACTION = 0.1
-"""A mode is hit by this share of the samples that it would get if all modes were drawn alike, and by one at least."""
+"""A mode is hit by this share of the samples that it would get if all modes were drawn alike."""
 
 _WORK_SIZE = 32
 _PATCH = 24
@@ -61,7 +61,7 @@ def mode_coverage(samples: Tensor, shapes: Shapes) -> ModeCoverage:
     """
     modes = match_modes(samples, shapes)
     histogram = torch.bincount(modes[modes >= 0], minlength=len(shapes.modes))
-    needed = max(1.0, HIT_FRACTION * len(samples) / len(shapes.modes))
+    needed = HIT_FRACTION * len(samples) / len(shapes.modes)
     return ModeCoverage(
         share_of_modes_hit=(histogram >= needed).double().mean().item(),
         share_of_samples_matched=(modes >= 0).double().mean().item(),
@@ -124,7 +124,7 @@ def _bank(image_size: int) -> _Bank:
 
 
 def _look_at(images: Tensor) -> _Look:
-    finite = images.isfinite().flatten(1).all(1)
+    finite = images.isfinite().flatten(1).all(1)  # an image with NaN becomes a blank one, and matches nothing
     images = torch.where(finite.view(-1, 1, 1, 1), images, 0).clamp(-1, 1)
     if images.shape[-1] > _WORK_SIZE:
         images = F.interpolate(images, size=(_WORK_SIZE, _WORK_SIZE), mode="area")
@@ -146,7 +146,7 @@ def _look_at(images: Tensor) -> _Look:
     grid = (torch.arange(size) + 0.5) / size
     centre = torch.stack([(solid.sum(1) * grid).sum(1), (solid.sum(2) * grid).sum(1)], 1) / area[:, None]
     radius = (area / torch.pi).sqrt() / size
-    in_place = finite & (radius > 0.75 * RADIUS[0]) & (radius < 1.2 * RADIUS[1])
+    in_place = (radius > 0.75 * RADIUS[0]) & (radius < 1.2 * RADIUS[1])
     in_place &= ((centre - 0.5).abs() < SHIFT + 0.05).all(1)
 
     patch = _align(mask, centre, radius)

@@ -195,7 +195,7 @@ def test_an_encrypted_zip(folder: Path) -> None:
     while (at := data.find(b"PK\x01\x02", at + 1)) >= 0:
         data[at + 8] |= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match="encrypted"):
+    with pytest.raises(DataError, match="the zip is encrypted; unpack it"):
         open_dataset(path)
 
 
