@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from vitgan_kernels.spectral_norm.group import _hooks_are_allowed, _itself
 from vitgan_kernels.spectral_norm.op import OPERATOR, spectral_norm
 
 
@@ -103,16 +105,11 @@ class GroupedSpectralNorm(_SpectralNorm):
             needs_gradient = weight.requires_grad and torch.is_grad_enabled()
             if scaled.requires_grad or not needs_gradient:
                 return scaled
-        # Activation checkpointing computes a block again and counts the tensors that it saves: hooks of our own keep
-        # the scaling out of that count, so that the weight may come scaled the first time and not the second.
-        with saved_tensors_hooks(_itself, _itself):
+        # for activation checkpointing, as in SpectralNormGroup
+        with saved_tensors_hooks(_itself, _itself) if _hooks_are_allowed() else nullcontext():
             return super().forward(weight)
 
 
 def parametrizations(layer: nn.Module, name: str) -> parametrize.ParametrizationList:
     """What stands between a parametrised tensor of a layer and its original."""
     return cast(parametrize.ParametrizationList, cast(nn.ModuleDict, layer.parametrizations)[name])
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor

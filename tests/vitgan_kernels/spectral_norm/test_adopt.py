@@ -108,6 +108,25 @@ def test_activation_checkpointing(pair: tuple[Uses, Uses, Tensor], way: str) -> 
     torch.testing.assert_close(swapped, plain, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("part", ["", "twice"])
+def test_function_transforms(pair: tuple[Uses, Uses, Tensor], part: str) -> None:
+    plain, swapped, x = pair
+    slopes = [
+        torch.func.grad(lambda x, m=model: m.get_submodule(part)(x).sum())(x)
+        for model in (plain.eval(), swapped.eval())
+    ]
+    torch.testing.assert_close(slopes[1], slopes[0])
+
+
+@pytest.mark.parametrize("part", ["", "twice"])
+def test_compiles_as_one_graph(pair: tuple[Uses, Uses, Tensor], part: str) -> None:
+    plain, swapped, x = pair
+    compiled = torch.compile(lambda x: swapped.get_submodule(part)(x), backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), plain.get_submodule(part)(x))
+    torch.testing.assert_close(u_of(swapped.twice), u_of(plain.twice))
+
+
 def test_an_error_in_the_forward_leaves_no_weight_behind(pair: tuple[Uses, Uses, Tensor]) -> None:
     _, swapped, x = pair
     with pytest.raises(RuntimeError):
