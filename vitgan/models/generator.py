@@ -206,7 +206,8 @@ class LinearHead(nn.Module):
         self.fold = {"gh": grid, "gw": grid, "ph": config.patch_size, "pw": config.patch_size}
 
     def forward(self, y: Tensor) -> Tensor:
-        return rearrange(self.linear(y) / 2, "b (gh gw) (ph pw c) -> b c (gh ph) (gw pw)", **self.fold)
+        # gamma and beta, which vary with w, give y a spread near 2 at the start; images shall have half of 1
+        return rearrange(self.linear(y) / 4, "b (gh gw) (ph pw c) -> b c (gh ph) (gw pw)", **self.fold)
 
 
 class SirenHead(nn.Module):
