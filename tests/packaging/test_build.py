@@ -98,6 +98,7 @@ def built(build: Build, fresh_tree: FreshTree) -> Built:
     tree = fresh_tree()
     result, wheel = build("wheel", tree)
     assert result.returncode == 0, result.stdout
+    assert "the C++ compiler failed" not in result.stdout, result.stdout
     result, editable = build("editable", tree)
     assert result.returncode == 0, result.stdout
     return Built(tree, wheel, editable)

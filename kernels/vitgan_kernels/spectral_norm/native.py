@@ -60,7 +60,7 @@ def power_iteration(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int = 1,
     sigma = function(weight.data_ptr(), *weight.shape, u.data_ptr(), v.data_ptr(), n_iterations, eps)
     if n_iterations > 0:
         # the extension writes behind PyTorch's back; autograd must still notice a u or v that it had saved
-        torch.autograd.graph.increment_version([t for t in (u, v) if not t.is_inference()])
+        torch.autograd.graph.increment_version((u, v))
     return torch.tensor(sigma, dtype=weight.dtype)
 
 
