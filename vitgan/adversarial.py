@@ -141,11 +141,11 @@ class Adversarial:
     def _g_loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss: its images are augmented just as the discriminator saw them."""
         fake = self.augment(self.generator(self._latents(len(real))), self.random)
+        real_logits = None
         if self.config.loss.kind == "relativistic":
-            fake_logits, real_logits = self.discriminator(torch.cat([fake, self.augment(real, self.random)])).chunk(2)
-            loss = generator_loss(fake_logits, real_logits, "relativistic")
-        else:
-            loss = generator_loss(self.discriminator(fake))
+            with torch.no_grad():
+                real_logits = self.discriminator(self.augment(real, self.random))
+        loss = generator_loss(self.discriminator(fake), real_logits, self.config.loss.kind)
         return loss, {"g_loss": loss.detach()}
 
     def _latents(self, count: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Where a run's numbers and pictures go: a JSON-lines file, TensorBoard, Weights & Biases."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from vitgan.errors import TrainingError
 from vitgan.images import to_uint8
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb-id"
 
 
 class Loggers:
@@ -66,7 +68,12 @@ def _start_wandb(config: Config, run: Path) -> Any:
         import wandb
     except ImportError:
         raise TrainingError("logging to Weights & Biases needs its package: pip install 'vitgan[wandb]'") from None
-    return wandb.init(project=config.wandb, id=run.name, name=run.name, dir=run, config=to_dict(config), resume="allow")
+    # Kept with the run, so that a resumed run goes on in the same place and two runs of one name do not mix.
+    id_file = run / WANDB_ID
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(8))
+    identity = {"id": id_file.read_text(), "name": run.name, "resume": "allow"}
+    return wandb.init(project=config.wandb, dir=run, config=to_dict(config), **identity)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

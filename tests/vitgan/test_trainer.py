@@ -107,7 +107,7 @@ def test_gradient_accumulation_runs_and_moves_power_iteration_once(tmp_path: Pat
 
 
 def test_tensorboard_files_are_written(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     job, _ = trainer(tmp_path, tensorboard=True, images=16)
     job.train()
