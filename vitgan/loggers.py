@@ -72,7 +72,7 @@ def _start_wandb(config: Config, run: Path) -> Any:
     id_file = run / WANDB_ID
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(8))
-    identity = {"id": id_file.read_text(), "name": run.name, "resume": "allow"}
+    identity: dict[str, Any] = {"id": id_file.read_text(), "name": run.name, "resume": "allow"}
     return wandb.init(project=config.wandb, dir=run, config=to_dict(config), **identity)
 
 
