@@ -12,7 +12,7 @@ class AugmentConfig:
     """Probability of each operation, drawn for each image by itself."""
 
     translation: float = 0.8
-    """Shift by up to an eighth of the image, into black."""
+    """Shift by up to an eighth of the image, into mid-grey."""
     color: float = 0.8
     """Brightness, saturation and contrast."""
     cutout: float = 0.8
@@ -24,7 +24,7 @@ class AugmentConfig:
 class DiffAugment:
     """Augments images (B, C, H, W) in [-1, 1]; an image keeps its exact pixels where no operation is drawn for it.
 
-    Black (0 in this range is mid-grey, so -1) is never assumed: blanked pixels become 0, the middle of the range.
+    Pixels that are blanked, or come in from outside, become 0: mid-grey, the middle of the range.
 
     Args:
         config: probability of each operation.
