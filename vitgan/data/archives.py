@@ -21,7 +21,7 @@ class Member:
 
 
 class Archive(Protocol):
-    """Images by name, in the order of their names. Can be pickled, and read from several processes."""
+    """Images by name, in a fixed order. Can be pickled, and read from several processes."""
 
     title: str
     members: list[Member]

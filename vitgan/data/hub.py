@@ -30,8 +30,7 @@ class HubImages:
         # The encoded bytes, so that they go through the same decoder as files do.
         self._rows = split.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
         self._column = columns[0]
-        width = len(str(len(split)))
-        self.members = [Member(f"{i:0{width}d}", "") for i in range(len(split))]
+        self.members = [Member(str(i), "") for i in range(len(split))]
         if not self.members:
             raise DataError(f"{self.title}: the training split is empty")
         # The library's fingerprint stands for the content of every row.

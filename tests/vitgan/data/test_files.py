@@ -241,8 +241,10 @@ def test_the_second_start_decodes_nothing(
     assert second.labels is not None
     assert len(list(own_cache.rglob("*"))) == 2
 
-    open_dataset(folder, image_size=9)
-    open_dataset(folder, image_size=8, channels=1)
+    for _ in range(2):
+        open_dataset(folder, image_size=9)
+        open_dataset(folder, image_size=8, channels=1)
+        open_dataset(folder, image_size=8)
     assert len(decodings) == 3
     monkeypatch.setattr(files, "IN_MEMORY_LIMIT", 0)
     open_dataset(folder, image_size=11)

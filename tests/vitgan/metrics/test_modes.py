@@ -1,5 +1,6 @@
 import math
 from functools import lru_cache
+from typing import NoReturn
 
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_samples_are_read_only() -> None:
     samples = renders()[:24].requires_grad_()
     before = samples.detach().clone()
 
-    def kept(_: Tensor) -> None:
+    def kept(_: Tensor) -> NoReturn:
         pytest.fail("memory is spent on gradients")
 
     with torch.autograd.graph.saved_tensors_hooks(kept, kept):
