@@ -15,7 +15,7 @@ class L2SelfAttention(nn.Module):
         dim: features of a token; must be a multiple of heads.
         heads: number of heads; each attends in d = dim / heads features.
         scale: score per squared distance, as in `l2_attention`; None means d ** -0.5.
-        tied: share one projection between queries and keys.
+        tied: share one projection between queries and keys, without a bias.
         linear: makes a projection from (in, out); spectral normalisation and the like are left to the caller.
         backend: see `use_backend`.
 
@@ -42,6 +42,10 @@ class L2SelfAttention(nn.Module):
         self.to_k = None if tied else linear(dim, dim)
         self.to_v = linear(dim, dim)
         self.to_out = linear(dim, dim)
+        if tied:
+            # No distance depends on a bias that queries and keys share. Its gradient would be rounding, of which Adam
+            # makes steps of full length.
+            self.to_q.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         q = self._split(self.to_q(x))

@@ -70,7 +70,8 @@ class Paper:
         return self.linear(attention.to_out, torch.cat(heads, dim=1))
 
     def linear(self, layer: Any, x: Tensor) -> Tensor:
-        return x @ self.normalised(layer).mT / math.sqrt(layer.weight.shape[1]) + layer.bias
+        out = x @ self.normalised(layer).mT / math.sqrt(layer.weight.shape[1])
+        return out if layer.bias is None else out + layer.bias
 
     @staticmethod
     def normalised(layer: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Both networks at their start, for all sizes and options: shapes, the spread of images, gradients everywhere."""
 
+import math
 from itertools import product
 from typing import Any
 
@@ -94,7 +95,10 @@ def test_presets_build_and_start_well(name: str) -> None:
 
 
 def parameters_without_gradient(network: nn.Module) -> list[str]:
-    return [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    """Those whose gradient is none, or nothing but rounding beside that of others."""
+    largest = {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in network.named_parameters()}
+    assert all(map(math.isfinite, largest.values()))
+    return [name for name, gradient in largest.items() if gradient <= 1e-6 * max(largest.values())]
 
 
 @pytest.mark.parametrize("sln", ["vector", "scalar"])
