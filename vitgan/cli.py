@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: list[str]) -> int:
     """vitgan train: values come from the preset, or from the run that is resumed, and then from the flags."""
+    import torch
+
     from vitgan.adversarial import Adversarial
     from vitgan.checkpoint import load_config
     from vitgan.config import PRESETS, Config
@@ -67,6 +69,8 @@ def train(arguments: list[str]) -> int:
     )
     if chosen.resume:
         check_resumable(before=default, now=config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
     training = Adversarial(config, pick_device(config.device))
     # Made last, so that nothing is left behind where a run cannot even start.

@@ -79,6 +79,8 @@ class Config:
     """Run directory to make; None numbers one under runs/."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; None takes cuda where there is one."""
+    threads: int | None = None
+    """CPU threads that PyTorch computes with; None leaves the choice to PyTorch."""
     workers: int | None = None
     """Processes that decode images ahead; None chooses."""
     log_every: int = 12_800
@@ -104,6 +106,8 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.evaluate_samples < 2:
             raise ValueError("checkpoint_every and keep_checkpoints must be at least 1, evaluate_samples at least 2")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}"
@@ -129,6 +133,8 @@ PRESETS: dict[str, Config] = {
         optimiser=OptimiserConfig(g_lr=8e-3, d_lr=8e-3, lr_decay=0.4),
         batch_size=16,
         images=80_000,
+        max_minutes=4.6,
+        threads=1,  # a second one gains little on tensors this small, and waits where another process has its core
         log_every=1600,
         sample_every=10_000,
         evaluate_every=20_000,
