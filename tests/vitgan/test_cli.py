@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.vitgan.helpers import assert_same
@@ -55,6 +56,15 @@ def test_flags_override_the_preset_and_the_result_is_saved(run: Path) -> None:
     assert saved["preset"] == "tiny"
     assert saved["batch_size"] == 4
     assert saved["generator"]["dim"] == 8
+
+
+def test_the_number_of_threads_is_set(here: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert main(["train", *NANO, "--images", "4", "--threads", "2"]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_runs_are_numbered_by_default(here: Path) -> None:

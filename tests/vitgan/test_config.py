@@ -36,6 +36,7 @@ def test_the_original_implementation_s_settings() -> None:
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": 10, "accumulate": 3}, "multiple of accumulate"),
+        ({"threads": 0}, "threads must be at least 1"),
         ({"log_every": 0}, "log_every"),
         ({"keep_checkpoints": 0}, "keep_checkpoints"),
     ],
