@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from vitgan.losses import gradient_penalty
 from vitgan.models import Discriminator, DiscriminatorConfig
 
 SMALL = DiscriminatorConfig(patch_size=4, dim=8, depth=2, heads=2)
@@ -97,6 +98,20 @@ def test_the_discriminator_is_that_of_the_paper(changes: dict[str, Any], trainin
     logits = discriminator(images)
     assert logits.shape == (2,)
     torch.testing.assert_close(logits, Paper(discriminator).logits(images))
+
+
+def test_r1_and_its_gradient_in_every_weight() -> None:
+    """The double backward through tied attention, layer norms and spectral normalisation."""
+    discriminator = moved(small().double()).eval()
+    images = torch.randn(2, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    parameters = list(discriminator.parameters())
+    results = []
+    for logits in (discriminator(images), Paper(discriminator).logits(images)):
+        penalties = gradient_penalty(logits, images)
+        gradients = torch.autograd.grad(penalties.mean(), parameters, materialize_grads=True)
+        results.append((penalties, gradients))
+    torch.testing.assert_close(results[0], results[1])
+    assert sum(bool(gradient.any()) for gradient in results[0][1]) >= len(parameters) - 2, "all but the last biases"
 
 
 def test_overlapping_patches_give_one_token_a_patch() -> None:
