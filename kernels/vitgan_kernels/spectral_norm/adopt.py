@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from vitgan_kernels.spectral_norm.group import _hooks_are_allowed, _itself
+from vitgan_kernels.spectral_norm.group import _hooks_are_allowed, _itself, _serves
 from vitgan_kernels.spectral_norm.op import OPERATOR, spectral_norm
 
 
@@ -100,11 +99,8 @@ class GroupedSpectralNorm(_SpectralNorm):
 
     def forward(self, weight: Tensor) -> Tensor:
         scaled, self.scaled = self.scaled, None
-        if scaled is not None:
-            # a model called without gradients may enable them inside
-            needs_gradient = weight.requires_grad and torch.is_grad_enabled()
-            if scaled.requires_grad or not needs_gradient:
-                return scaled
+        if scaled is not None and _serves(scaled, weight):
+            return scaled
         # for activation checkpointing, as in SpectralNormGroup
         with saved_tensors_hooks(_itself, _itself) if _hooks_are_allowed() else nullcontext():
             return super().forward(weight)

@@ -130,7 +130,7 @@ class _Scale(nn.Module):
             return torch.dot(self._u.clone(), weight.flatten(1) @ self._v.clone())
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.scaled is not None:
+        if self.scaled is not None and _serves(self.scaled, weight):
             return self.scaled
         # Checkpointing counts the tensors that a block saves, and must find as many when the backward pass runs it
         # again, without the group's result. Hooks of our own keep those of the scaling out of the count.
@@ -153,6 +153,11 @@ def _converged(matrix: Tensor, eps: float, tolerance: float = 1e-6, most: int = 
             if sigma - before <= tolerance * sigma:
                 break
     return u, v, sigma
+
+
+def _serves(scaled: Tensor, weight: Tensor) -> bool:
+    """Not where gradients are wanted and it has none: a model called without gradients may enable them inside."""
+    return scaled.requires_grad or not (weight.requires_grad and torch.is_grad_enabled())
 
 
 def _hooks_are_allowed() -> bool:

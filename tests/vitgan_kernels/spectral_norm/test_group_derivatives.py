@@ -196,3 +196,17 @@ def test_compiles_as_one_graph(x: Tensor) -> None:
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradients(value, critic), gradients(expected, twin))
     torch.testing.assert_close(critic.state_dict(), twin.state_dict())
+
+
+def test_gradients_enabled_inside_a_model_called_without_them_reach_the_weights(x: Tensor) -> None:
+    class Enabling(Critic):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return super().forward(x)
+
+    critic = Enabling()
+    normalised(critic)
+    with torch.no_grad():
+        logits = critic(x)
+    expected = logits_by_hand(critic, x)
+    torch.testing.assert_close(gradients(logits.sum(), critic), gradients(expected.sum(), critic))
