@@ -69,6 +69,11 @@ class Adversarial:
         self.average.update_parameters(self.generator)
         return d_scalars | g_scalars
 
+    def is_finite(self) -> bool:
+        """Whether every weight of both networks is a finite number. Waits for the device."""
+        parameters = [*self.generator.parameters(), *self.discriminator.parameters()]
+        return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, but the averaged generator: tensors by name, and plain values."""
         tensors = {"random": self.random.get_state()}
@@ -82,6 +87,10 @@ class Adversarial:
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state` gave. Raises KeyError, ValueError or RuntimeError where it does not fit."""
+        if tensors["random"].shape != self.random.get_state().shape:
+            raise ValueError(
+                f"its random state is of another kind of device than {self.device}: choose it with --device"
+            )
         for name, network in self._networks().items():
             network.load_state_dict(_below(tensors, name))
         for name, optimiser in self._optimisers().items():

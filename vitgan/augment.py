@@ -20,6 +20,10 @@ class AugmentConfig:
     scaling: float = 0.8
     """Zoom by a factor from 0.8 to 1.25."""
 
+    def __post_init__(self) -> None:
+        if not all(0 <= p <= 1 for p in (self.translation, self.color, self.cutout, self.scaling)):
+            raise ValueError(f"augment: probabilities must be from 0 to 1, got {self}")
+
 
 class DiffAugment:
     """Augments images (B, C, H, W) in [-1, 1]; an image keeps its exact pixels where no operation is drawn for it.

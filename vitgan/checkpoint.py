@@ -8,7 +8,6 @@ RUN/checkpoints/000001200000/          named by the images seen
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitgan.adversarial import Adversarial
+from vitgan.atomic import atomic_write, sync_folder
 from vitgan.config import Config, from_dict, to_dict
 from vitgan.errors import CheckpointError
 from vitgan.models import Generator
@@ -33,7 +33,8 @@ FORMAT = 1
 
 def save_config(config: Config, run: Path) -> None:
     """Write RUN/config.json."""
-    write_atomically(run / CONFIG, json.dumps(to_dict(config), indent=2).encode())
+    with atomic_write(run / CONFIG) as file:
+        file.write(json.dumps(to_dict(config), indent=2).encode())
 
 
 def load_config(run: Path) -> Config:
@@ -59,17 +60,21 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
     if final.exists():
         return final
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(run)
     _remove_leftovers(folder)
     tensors, values = training.state()
     state = {"format": FORMAT, "training": values, "trainer": trainer_state}
     draft = folder / f".draft-{final.name}"
-    draft.mkdir()
-    write_synced(draft / GENERATOR, save(_contiguous(training.averaged_generator.state_dict())))
-    write_synced(draft / TRAINING, save(_contiguous(tensors)))
-    write_synced(draft / STATE, json.dumps(state, indent=2).encode())
-    _sync_folder(draft)
+    contents = {
+        GENERATOR: save(_contiguous(training.averaged_generator.state_dict())),
+        TRAINING: save(_contiguous(tensors)),
+        STATE: json.dumps(state, indent=2).encode(),
+    }
+    for name, content in contents.items():
+        with atomic_write(draft / name) as file:
+            file.write(content)
     draft.rename(final)
-    _sync_folder(folder)
+    sync_folder(folder)
     for old in list_checkpoints(run)[:-keep]:
         _remove(old)
     return final
@@ -82,7 +87,9 @@ def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
         tensors = load_file(path / TRAINING)
         average = load_file(path / GENERATOR)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged and cannot be read ({error}): use an older checkpoint") from error
+        raise CheckpointError(
+            f"{path} is damaged and cannot be read ({error}): remove it, to go on from the one before"
+        ) from error
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {state.get('format')}, this version reads {FORMAT}")
     try:
@@ -90,7 +97,7 @@ def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
         training.load_state(tensors, state["training"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is of another model than this configuration; resume with the run's own: {error}"
+            f"{path} does not fit this model or device; resume with the run's own configuration: {error}"
         ) from error
     trainer: dict[str, Any] = state["trainer"]
     return trainer
@@ -115,7 +122,7 @@ def latest_checkpoint(path: Path) -> Path:
 
 def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> Generator:
     """The averaged generator of a run directory or checkpoint, in evaluation mode."""
-    checkpoint = latest_checkpoint(Path(path))
+    checkpoint = latest_checkpoint(Path(path).resolve())
     config = load_config(checkpoint.parent.parent)
     generator = Generator(config.generator, image_size=config.image_size, channels=config.channels)
     try:
@@ -125,31 +132,8 @@ def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> G
     return generator.to(device).eval().requires_grad_(False)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name never bears half of it."""
-    draft = path.with_name(f".draft-{path.name}")
-    write_synced(draft, content)
-    draft.replace(path)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(checkpoint: Path) -> None:

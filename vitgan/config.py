@@ -27,6 +27,10 @@ class LossConfig:
     penalty_every: int = 16
     """Steps between two gradient penalties; their weight is multiplied by it."""
 
+    def __post_init__(self) -> None:
+        if min(self.bcr_real, self.bcr_fake, self.r1, self.r2) < 0 or self.penalty_every < 1:
+            raise ValueError(f"loss: weights must not be negative and penalty_every at least 1, got {self}")
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
@@ -46,6 +50,12 @@ class OptimiserConfig:
     """Images after which a generator's weight in the average has halved."""
     ema_ramp_up: float = 0.05
     """The half-life is at most this share of the images seen, so that the average forgets the start."""
+
+    def __post_init__(self) -> None:
+        if min(self.g_lr, self.d_lr, self.ema_half_life, self.ema_ramp_up) <= 0:
+            raise ValueError(f"optimiser: learning rates, ema_half_life and ema_ramp_up must be positive, got {self}")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.lr_decay <= 1):
+            raise ValueError(f"optimiser: beta1, beta2 and lr_decay must be from 0 to 1 (a beta below 1), got {self}")
 
 
 @dataclass(frozen=True)

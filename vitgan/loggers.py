@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitgan.atomic import atomic_write
 from vitgan.config import Config, to_dict
 from vitgan.errors import TrainingError
 from vitgan.images import to_uint8
@@ -91,4 +92,5 @@ def _drop_lines_after(path: Path, images: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path.parent) if line["images"] <= images] if images else []
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    with atomic_write(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -155,6 +155,9 @@ class Trainer:
 
     def _save(self) -> Path:
         self._log()
+        # The last step may have broken the weights while its own losses, computed before, were still finite.
+        if not self.training.is_finite():
+            self._fail(["weights"])
         state = {"elapsed": self.elapsed}
         return save_checkpoint(self.training, self.run, trainer_state=state, keep=self.config.keep_checkpoints)
 
@@ -201,7 +204,7 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {name!r} cannot be used here: {error}") from error
+        raise TrainingError(f"device {name!r} cannot be used here ({error}): choose another --device") from error
     return device
 
 

@@ -131,8 +131,15 @@ def test_a_damaged_checkpoint_is_named(run: Path, name: str, damage: str) -> Non
 def test_a_checkpoint_of_another_model_is_refused(run: Path) -> None:
     path = saved_run(run)
     other = training(generator=nano().generator.__class__(patch_size=4, latent_dim=8, dim=16, depth=1, heads=2))
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="does not fit this model"):
         load_checkpoint(other, path)
+
+
+def test_the_random_state_of_another_kind_of_device_is_refused() -> None:
+    state = training()
+    tensors, values = state.state()
+    with pytest.raises(ValueError, match="another kind of device than cpu"):
+        state.load_state(tensors | {"random": torch.zeros(16, dtype=torch.uint8)}, values)
 
 
 def test_a_checkpoint_of_another_format_is_refused(run: Path) -> None:
@@ -149,6 +156,12 @@ def test_generator_from_run_and_from_checkpoint(run: Path) -> None:
     assert torch.equal(by_run.sample(5, seed=3), by_checkpoint.sample(5, seed=3))
     assert by_run.sample(5).shape == (5, 3, 8, 8)
     assert not by_run.training
+
+
+def test_a_checkpoint_is_found_from_inside_its_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved_run(run)
+    monkeypatch.chdir(path.parent)
+    assert torch.equal(load_generator(path.name).sample(2), load_generator(run).sample(2))
 
 
 def test_sampling_uses_the_average_and_not_the_generator_in_training(run: Path) -> None:

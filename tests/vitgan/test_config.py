@@ -1,8 +1,10 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
-from vitgan.config import PRESETS, Config, from_dict, to_dict
+from vitgan.augment import AugmentConfig
+from vitgan.config import PRESETS, Config, LossConfig, OptimiserConfig, from_dict, to_dict
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -44,6 +46,23 @@ def test_the_original_implementation_s_settings() -> None:
 def test_values_out_of_range_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (LossConfig, {"r1": -1.0}),
+        (LossConfig, {"penalty_every": 0}),
+        (OptimiserConfig, {"g_lr": 0.0}),
+        (OptimiserConfig, {"ema_ramp_up": 0.0}),
+        (OptimiserConfig, {"beta2": 1.0}),
+        (OptimiserConfig, {"lr_decay": 1.5}),
+        (AugmentConfig, {"cutout": 1.1}),
+    ],
+)
+def test_parts_out_of_range_are_refused(kind: Callable[..., object], changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        kind(**changes)
 
 
 def test_unknown_keys_are_refused_at_any_depth() -> None:

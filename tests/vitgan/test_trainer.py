@@ -94,6 +94,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoi
     assert [int(path.name) for path in list_checkpoints(tmp_path)] == [12, 24]
 
 
+def test_weights_that_the_last_step_broke_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, _ = trainer(tmp_path)
+    real_step = job.training.step
+
+    def step(real: torch.Tensor) -> dict[str, Any]:
+        scalars = real_step(real)
+        if job.training.steps == 6:
+            with torch.no_grad():
+                next(job.training.discriminator.parameters())[0] = float("nan")
+        return scalars
+
+    monkeypatch.setattr(job.training, "step", step)
+    with pytest.raises(TrainingError, match=r"weights became NaN.*checkpoints/000000000012"):
+        job.train()
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [12]
+
+
 def test_a_time_limit_ends_the_run_in_order(tmp_path: Path) -> None:
     job, said = trainer(tmp_path, max_minutes=1e-6)
     assert job.train()

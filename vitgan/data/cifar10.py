@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitgan.data.atomic import atomic_write
+from vitgan.atomic import atomic_write
 from vitgan.data.base import DataError, TensorDataset
 from vitgan.data.decode import fit_image
 from vitgan.data.progress import progress_line

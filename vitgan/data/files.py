@@ -11,8 +11,8 @@ import PIL
 import torch
 from torch import Tensor
 
+from vitgan.atomic import atomic_write
 from vitgan.data.archives import Archive
-from vitgan.data.atomic import atomic_write
 from vitgan.data.base import (
     IN_MEMORY_LIMIT,
     DataError,

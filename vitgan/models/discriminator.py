@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitgan.models.generator import check_sizes
-from vitgan.models.layers import MLP, EqualConv2d, EqualLinear, FourierPositions
+from vitgan.models.layers import MLP, EqualConv2d, EqualLinear, FourierPositions, check_sizes
 from vitgan_kernels import L2SelfAttention, SpectralNormGroup
 
 
@@ -53,6 +52,8 @@ class Discriminator(nn.Module):
         super().__init__()
         dim, patch = config.dim, config.patch_size
         check_sizes(image_size, patch, channels, dim, config.heads)
+        if config.depth < 0 or config.mlp_ratio <= 0:
+            raise ValueError(f"the discriminator's mlp_ratio must be positive and its depth at least 0, got {config}")
         if patch % 2:
             raise ValueError(f"the discriminator's patch size must be even, to overlap by half, got {patch}")
         self.config = config

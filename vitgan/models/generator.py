@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitgan.models.layers import MLP, EqualLinear, FourierPositions
+from vitgan.models.layers import MLP, EqualLinear, FourierPositions, check_sizes
 from vitgan_kernels import ModulatedSiren
 
 
@@ -74,6 +74,9 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, *, image_size: int = 32, channels: int = 3) -> None:
         super().__init__()
         check_sizes(image_size, config.patch_size, channels, config.dim, config.heads)
+        positive = (config.latent_dim, config.mlp_ratio, config.mapping_lr_multiplier, config.siren_hidden_layers)
+        if min(positive) <= 0 or min(config.depth, config.mapping_depth) < 0:
+            raise ValueError(f"the generator's sizes must be positive (a depth may be 0), got {config}")
         self.config = config
         self.image_size = image_size
         self.channels = channels
@@ -240,13 +243,3 @@ class SirenHead(nn.Module):
         style = y.flatten(0, 1) if self.combine is None else self.combine(y)
         pixels = self.siren(self.fourier(), style)
         return rearrange(pixels, "(b gh gw) (ph pw) c -> b c (gh ph) (gw pw)", **self.fold)
-
-
-def check_sizes(image_size: int, patch_size: int, channels: int, dim: int, heads: int) -> None:
-    """Raise ValueError unless the sizes of a generator or discriminator fit together."""
-    if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise ValueError(f"the image size must be a multiple of the patch size, got {image_size} and {patch_size}")
-    if not 1 <= channels <= 4:
-        raise ValueError(f"channels must be 1 to 4 (grey, grey + alpha, RGB, RGBA), got {channels}")
-    if heads < 1 or dim % heads:
-        raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}")

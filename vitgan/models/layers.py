@@ -76,3 +76,13 @@ class MLP(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(EqualLinear(dim, hidden), nn.GELU(), EqualLinear(hidden, dim))
+
+
+def check_sizes(image_size: int, patch_size: int, channels: int, dim: int, heads: int) -> None:
+    """Raise ValueError unless the sizes of a generator or discriminator fit together."""
+    if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        raise ValueError(f"the image size must be a multiple of the patch size, got {image_size} and {patch_size}")
+    if not 1 <= channels <= 4:
+        raise ValueError(f"channels must be 1 to 4 (grey, grey + alpha, RGB, RGBA), got {channels}")
+    if heads < 1 or dim < 1 or dim % heads:
+        raise ValueError(f"dim must be a positive multiple of heads, got dim={dim} and heads={heads}")

@@ -234,7 +234,7 @@ def test_works_under_autocast() -> None:
         ({"patch_size": 8}, {}, "the image size must be a multiple of the patch size, got 12 and 8"),
         ({"patch_size": 3}, {}, "the discriminator's patch size must be even, to overlap by half, got 3"),
         ({}, {"channels": 5}, "channels must be 1 to 4 .*, got 5"),
-        ({"heads": 3}, {}, "dim must be a multiple of heads, got dim=8 and heads=3"),
+        ({"heads": 3}, {}, "dim must be a positive multiple of heads, got dim=8 and heads=3"),
     ],
 )
 def test_sizes_that_do_not_fit(changes: dict[str, Any], sizes: dict[str, int], message: str) -> None:

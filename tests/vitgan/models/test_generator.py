@@ -308,8 +308,8 @@ def test_a_batch_is_images_side_by_side() -> None:
         ({}, {"image_size": 0}, "multiple of the patch size, got 0 and 2"),
         ({}, {"channels": 0}, r"channels must be 1 to 4 \(grey, grey \+ alpha, RGB, RGBA\), got 0"),
         ({}, {"channels": 5}, "channels must be 1 to 4 .*, got 5"),
-        ({"heads": 3}, {}, "dim must be a multiple of heads, got dim=8 and heads=3"),
-        ({"heads": 0}, {}, "dim must be a multiple of heads, got dim=8 and heads=0"),
+        ({"heads": 3}, {}, "dim must be a positive multiple of heads, got dim=8 and heads=3"),
+        ({"heads": 0}, {}, "dim must be a positive multiple of heads, got dim=8 and heads=0"),
     ],
 )
 def test_sizes_that_do_not_fit(changes: dict[str, Any], sizes: dict[str, int], message: str) -> None:
