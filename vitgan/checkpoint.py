@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitgan.adversarial import Adversarial
-from vitgan.atomic import atomic_write, sync_folder
+from vitgan.atomic import atomic_write, sync_folder, synced_write
 from vitgan.config import Config, from_dict, to_dict
 from vitgan.errors import CheckpointError
 from vitgan.models import Generator
@@ -59,20 +59,23 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
     final = folder / f"{training.images:012d}"
     if final.exists():
         return final
-    folder.mkdir(parents=True, exist_ok=True)
-    sync_folder(run)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        sync_folder(run)
     _remove_leftovers(folder)
     tensors, values = training.state()
     state = {"format": FORMAT, "training": values, "trainer": trainer_state}
     draft = folder / f".draft-{final.name}"
+    draft.mkdir()
     contents = {
         GENERATOR: save(_contiguous(training.averaged_generator.state_dict())),
         TRAINING: save(_contiguous(tensors)),
         STATE: json.dumps(state, indent=2).encode(),
     }
     for name, content in contents.items():
-        with atomic_write(draft / name) as file:
+        with synced_write(draft / name) as file:
             file.write(content)
+    sync_folder(draft)
     draft.rename(final)
     sync_folder(folder)
     for old in list_checkpoints(run)[:-keep]:

@@ -93,13 +93,14 @@ def test_saving_again_at_the_same_step_keeps_the_checkpoint_that_is_there(run: P
 
 def test_a_process_killed_at_any_moment_leaves_only_checkpoints_that_load(run: Path) -> None:
     seen = saved_run(run, steps=1)
+    state = training()
+    load_checkpoint(state, seen)
     chance = random.Random(0)
     for _ in range(40):
         child = os.fork()
         if child == 0:
             try:
-                state = training()
-                load_checkpoint(state, latest_checkpoint(run))
+                state.steps = int(latest_checkpoint(run).name) // state.config.batch_size
                 while True:
                     state.steps += 1
                     save_checkpoint(state, run, trainer_state={}, keep=2)
