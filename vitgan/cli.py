@@ -6,8 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from rich.console import Console
+
+from vitgan.adversarial import Adversarial
+from vitgan.checkpoint import load_config, load_generator
+from vitgan.config import PRESETS, Config
+from vitgan.data import open_dataset
+from vitgan.errors import VitganError
+from vitgan.images import grid, save_image
+from vitgan.trainer import Trainer, check_resumable, new_run_directory, pick_device
 
 USAGE = """\
 usage: vitgan COMMAND ...
@@ -31,31 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in commands:
         print(f"vitgan: no command {arguments[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
-    from vitgan.data import DataError
-    from vitgan.errors import VitganError
-
     try:
         return commands[arguments[0]](arguments[1:])
-    except (VitganError, DataError, ValueError) as error:
+    except KeyboardInterrupt:
+        return 130
+    except (VitganError, ValueError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"vitgan {arguments[0]}: {error}", markup=False)
         return 1
 
 
 def train(arguments: list[str]) -> int:
     """vitgan train: values come from the preset, or from the run that is resumed, and then from the flags."""
-    import torch
-
-    from vitgan.adversarial import Adversarial
-    from vitgan.checkpoint import load_config
-    from vitgan.config import PRESETS, Config
-    from vitgan.data import open_dataset
-    from vitgan.trainer import Trainer, check_resumable, new_run_directory, pick_device
-
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=PRESETS, default="tiny")
+    first.add_argument("--preset", choices=PRESETS)
     first.add_argument("--resume", type=Path)
     chosen, rest = first.parse_known_args(arguments)
-    default = load_config(chosen.resume) if chosen.resume else PRESETS[chosen.preset]
+    if chosen.resume and chosen.preset:
+        raise ValueError("a run is resumed with its own configuration: leave out --preset, or --resume for a new run")
+    default = load_config(chosen.resume) if chosen.resume else PRESETS[chosen.preset or "tiny"]
     config = tyro.cli(
         Config,
         default=default,
@@ -101,10 +103,6 @@ class Sample:
 
 def sample(arguments: list[str]) -> int:
     """vitgan sample: a grid, a folder of images, or an interpolation."""
-    from vitgan.checkpoint import load_generator
-    from vitgan.images import grid, save_image
-    from vitgan.trainer import pick_device
-
     options = tyro.cli(Sample, args=arguments, prog="vitgan sample")
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")

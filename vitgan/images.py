@@ -8,8 +8,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-
 
 def to_uint8(images: Tensor) -> Tensor:
     """(..., H, W) in [-1, 1] to uint8, values outside clipped, rounded to the nearest."""
@@ -22,10 +20,10 @@ def from_uint8(images: Tensor) -> Tensor:
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write one image (C, H, W) in [-1, 1], as the format that the path's ending names."""
+    """Write one image (C, H, W) in [-1, 1], C from 1 to 4, as the format that the path's ending names."""
     pixels = to_uint8(image)
     array = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
-    Image.fromarray(array, MODES[len(pixels)]).save(path)
+    Image.fromarray(array).save(path)
 
 
 def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:

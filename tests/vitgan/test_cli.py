@@ -90,6 +90,7 @@ def test_resume_refuses_changes_that_do_not_fit_the_saved_state(
     [
         (["train", "--data", "no/such/folder"], "no data at"),
         (["train", "--resume", "no/such/run"], "not a run directory"),
+        (["train", "--resume", "a/run", "--preset", "cifar10"], "leave out --preset"),
         (["train", "--device", "nonsense"], "cannot be used here"),
         (["train", "--image-size", "30"], "multiple of the patch size"),
         (["sample", "no/such/run"], "does not exist"),

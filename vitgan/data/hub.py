@@ -46,5 +46,6 @@ class HubImages:
 def _labels(datasets: Any, split: Any) -> Labels:
     for name, kind in split.features.items():
         if isinstance(kind, datasets.ClassLabel):
-            return torch.tensor(split[:][name] if len(split) else []), list(kind.names)
+            # This column alone: a row of all columns would decode its image.
+            return torch.tensor(split.select_columns([name])[:][name]), list(kind.names)
     return None

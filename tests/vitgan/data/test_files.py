@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.vitgan.data.conftest import MakeImages
 from vitgan.data import BatchStream, DataError, TensorDataset, files, open_dataset
-
-from .conftest import MakeImages
 
 Pixels = Callable[[int], np.ndarray]
 

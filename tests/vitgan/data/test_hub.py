@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.vitgan.data.conftest import picture, png
 from vitgan.data import DataError, files, open_dataset
-
-from .conftest import picture, png
 
 
 class Image:
@@ -34,6 +33,7 @@ class Split:
         return len(self.columns[self.column_names[0]])
 
     def __getitem__(self, rows: Any) -> dict[str, Any]:
+        assert not any(isinstance(kind, Image) and kind.decode for kind in self.features.values()), "decodes every row"
         return {name: self.columns[name][rows] for name in self.column_names}
 
     def select_columns(self, names: list[str]) -> "Split":
