@@ -1,4 +1,4 @@
-"""Builds the extension module ``vitgan_kernels._native`` from csrc/; everything else is in pyproject.toml.
+"""Builds the extension module `vitgan_kernels._native` from csrc/; everything else is in pyproject.toml.
 
 One ninja file compiles each source and links them, so a second build compiles only what changed. Where the
 extension cannot be built the package installs without it, with one line that says what is missing (pip shows

@@ -1,4 +1,4 @@
-"""Three fused operators for vision-transformer GANs, usable from any PyTorch code.
+"""Three operators of vision-transformer GANs, each one call that a fused kernel can serve, for any PyTorch code.
 
 - `l2_attention`: attention by L2 distance (the Lipschitz form of Kim et al., 2021);
 - `modulated_linear`, `modulated_siren`: a linear layer and a stack of them, modulated per sample, with a sine;

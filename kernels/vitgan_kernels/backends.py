@@ -103,6 +103,9 @@ def explain(op_name: str, *tensors: Any, backend: str | None = None, **kwargs: A
         op_name: "l2_attention", "modulated_linear", "modulated_siren" or "spectral_norm".
         *tensors, **kwargs: the arguments of the call.
         backend: as in the call itself.
+
+    Raises:
+        ValueError: there is no such operator.
     """
     if op_name not in OPERATORS:
         raise ValueError(f"unknown operator {op_name!r}: choose one of {', '.join(sorted(OPERATORS))}")

@@ -11,9 +11,12 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: in
     the root of their mean square. Two sets of constant images that differ by c have distance c, about.
 
     Args:
-        a, b: (N, C, H, W), the same number of images of the same size.
+        a, b: (N, C, H, W) of one floating-point dtype, on one device.
         projections: number of random directions.
         seed: of the directions.
+
+    Raises:
+        ValueError: the shapes differ, are not (N, C, H, W), or N is 0.
     """
     if a.shape != b.shape or a.ndim != 4 or len(a) == 0:
         raise ValueError(
@@ -27,7 +30,16 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: in
 
 
 def mean_pairwise_distance(images: Tensor, *, pairs: int = 10_000, seed: int = 0) -> float:
-    """Mean root-mean-square difference of two different images of the set (N, C, H, W); 0 for a collapsed generator."""
+    """Mean root-mean-square difference of two different images of a set; 0 for a generator that has collapsed.
+
+    Args:
+        images: (N, C, H, W), floating point.
+        pairs: number of random pairs that the mean is of.
+        seed: of the pairs.
+
+    Raises:
+        ValueError: there are fewer than two images.
+    """
     if images.ndim != 4 or len(images) < 2:
         raise ValueError(f"at least two images (N, C, H, W) are needed, got {tuple(images.shape)}")
     random = torch.Generator().manual_seed(seed)

@@ -122,9 +122,7 @@ class Generator(nn.Module):
         if truncation != 1:
             mean = self.mapping(self.latents(4096, seed=0)).mean(dim=0)
             w = mean.lerp(w, truncation)
-        images = [self.synthesise(part) for part in w.split(batch_size)]
-        shape = (0, self.channels, self.image_size, self.image_size)
-        return torch.cat(images).clamp(-1, 1) if images else w.new_zeros(shape)
+        return torch.cat([self.synthesise(part) for part in w.split(batch_size)]).clamp(-1, 1)
 
     @torch.no_grad()
     def interpolate(self, count: int, *, seed: int = 0, truncation: float = 1.0, stops: int = 4) -> Tensor:
@@ -137,8 +135,12 @@ class Generator(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Generator":
-        """The averaged (EMA) generator of a run directory or of one of its checkpoints, in evaluation mode."""
-        from vitgan.checkpoint import load_generator
+        """The averaged (EMA) generator of a run directory or of one of its checkpoints, in evaluation mode.
+
+        Raises:
+            CheckpointError: there is none at `path`, or it is damaged.
+        """
+        from vitgan.checkpoint import load_generator  # here, because it imports this module
 
         return load_generator(path, device=device)
 

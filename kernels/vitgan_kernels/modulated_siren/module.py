@@ -14,7 +14,8 @@ class ModulatedSiren(nn.Module):
     """A SIREN whose every layer is modulated by an affine map of a conditioning vector (ViTGAN section 3.3).
 
     The initialisation gives every sine an argument of unit variance, whatever omega is, as long as x has a mean
-    square of 1/2 (as sines have) and the styles are near 1; the output then has a standard deviation near 1/3.
+    square of 1/2 (as sines have) and the styles are near 1; the output then has a standard deviation near 1/3,
+    or with demodulation near 2/3.
 
     Args:
         in_features: features of a point, I.

@@ -1,6 +1,6 @@
 """The compiled extension, on tensors: power iteration of one matrix in C++.
 
-``vitgan_kernels._native`` takes raw addresses and includes no PyTorch header; here tensors are checked and
+`vitgan_kernels._native` takes raw addresses and includes no PyTorch header; here tensors are checked and
 handed over. It is loaded at the first call, so this module imports, and `available` explains, where it was
 not built.
 """
@@ -25,7 +25,7 @@ def available() -> tuple[bool, str]:
 
 
 def build_info() -> dict[str, str]:
-    """The ``compiler``, ``standard`` and ``flags`` of the compiled extension.
+    """The `compiler`, `standard` and `flags` of the compiled extension.
 
     Raises:
         RuntimeError: the extension is not there or cannot be loaded.
@@ -34,7 +34,7 @@ def build_info() -> dict[str, str]:
 
 
 def power_iteration(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int = 1, eps: float = 1e-12) -> Tensor:
-    """``n_iterations`` times, in place: v <- normalise(W^T u), u <- normalise(W v). Then sigma = u^T W v.
+    """`n_iterations` times, in place: v <- normalise(W^T u), u <- normalise(W v). Then sigma = u^T W v.
 
     normalise(x) is x / max(||x||, eps). Not differentiable: u and v are constants of spectral normalisation,
     and sigma comes without a graph. Equal inputs give equal bits.
