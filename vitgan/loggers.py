@@ -31,7 +31,7 @@ class Loggers:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=images + 1 if images else None)
+            self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=images + 1 if images else 0)
         _drop_lines_after(run / METRICS, images)
         self.file = (run / METRICS).open("a")
 
