@@ -49,7 +49,8 @@ def find_includes() -> list[str]:
     if not Path(python, "Python.h").exists():
         what_to_do = "install Python's headers (on Debian and Ubuntu: apt install python3-dev)"
         raise CannotBuildError(f"Python.h is not in {python}: {what_to_do}")
-    return [f"-I{pybind11.get_include()}", f"-I{python}"]
+    # as system headers they stay out of the dependency files: isolated builds have them in a new place each time
+    return ["-isystem", pybind11.get_include(), "-isystem", python]
 
 
 def find_ninja() -> str:
@@ -63,18 +64,13 @@ def find_ninja() -> str:
     return str(Path(ninja.BIN_DIR, "ninja"))
 
 
-def ninja_path(path: Path) -> str:
-    """A path as ninja's build lines want it."""
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-
 def ninja_command(arguments: list[str]) -> str:
     """A shell command for a ninja rule; $in and $out stay ninja's own."""
     own = ("$in", "$out", "$out.d")
     return " ".join(a if a in own else shlex.quote(a).replace("$", "$$") for a in arguments)
 
 
-def ninja_file(sources: list[str], module: Path) -> str:
+def ninja_file(sources: list[str], target: str) -> str:
     """The build as ninja reads it: one rule for each kind of source, one object for each source, one link."""
     compiler = find_compiler()
     flags = [*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
@@ -95,8 +91,8 @@ def ninja_file(sources: list[str], module: Path) -> str:
     for source in sources:
         rule = "binding" if Path(source).stem == "binding" else "cxx"
         objects.append(f"{Path(source).stem}.o")
-        lines.append(f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}")
-    lines.append(f"build {module.name}: link {' '.join(objects)}")
+        lines.append(f"build {objects[-1]}: {rule} {source}")
+    lines.append(f"build {target}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
@@ -117,7 +113,8 @@ class BuildNative(build_ext):
     def run_ninja(self, sources: list[str], module: Path) -> Path:
         """Compile and link, in a folder that the next build of the same tree finds again."""
         folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        text = ninja_file(sources, module)
+        # relative, because in a path of this machine a space or a dollar would need ninja's and make's quoting
+        text = ninja_file([os.path.relpath(ROOT / source, folder) for source in sources], module.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(text)
         if subprocess.run([find_ninja(), "-C", str(folder)], check=False).returncode != 0:
