@@ -113,7 +113,7 @@ class BuildNative(build_ext):
     def run_ninja(self, sources: list[str], module: Path) -> Path:
         """Compile and link, in a folder that the next build of the same tree finds again."""
         folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        # relative, because in a path of this machine a space or a dollar would need ninja's and make's quoting
+        # relative: a space or a dollar in the checkout's path would need the quoting of ninja and of make
         text = ninja_file([os.path.relpath(ROOT / source, folder) for source in sources], module.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(text)
