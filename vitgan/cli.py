@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,8 @@ Image generation with vision transformers (ViTGAN, arXiv 2107.04589).
 
 Each command explains itself with --help.
 """
+WRITE_BATCH = 256
+"""Images held at a time when a folder of them is written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands[arguments[0]](arguments[1:])
     except KeyboardInterrupt:
         return 130
-    except (VitganError, ValueError) as error:
+    except (VitganError, ValueError, OSError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"vitgan {arguments[0]}: {error}", markup=False)
         return 1
 
@@ -69,6 +71,8 @@ def train(arguments: list[str]) -> int:
             "--resume RUN goes on with an interrupted run, with its own configuration."
         ),
     )
+    if Path(config.data).exists():  # kept whole, so that a run can be resumed from any folder
+        config = replace(config, data=str(Path(config.data).resolve()))
     if chosen.resume:
         check_resumable(before=default, now=config)
     if config.threads is not None:
@@ -107,16 +111,17 @@ def sample(arguments: list[str]) -> int:
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
     generator = load_generator(options.model, device=pick_device(options.device))
-    if options.interpolate:
-        images = generator.interpolate(options.count, seed=options.seed, truncation=options.truncation)
-    else:
-        images = generator.sample(options.count, seed=options.seed, truncation=options.truncation)
+    choose = generator.walk if options.interpolate else generator.map_latents
+    w = choose(options.count, seed=options.seed)
     if options.out.suffix.lower() == ".png":
         options.out.parent.mkdir(parents=True, exist_ok=True)
+        images = generator.render(w, truncation=options.truncation)
         save_image(grid(images, columns=options.count if options.interpolate else None), options.out)
     else:
         options.out.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(images):
-            save_image(image, options.out / f"{number:06d}.png")
+        for start in range(0, options.count, WRITE_BATCH):
+            images = generator.render(w[start : start + WRITE_BATCH], truncation=options.truncation)
+            for number, image in enumerate(images, start):
+                save_image(image, options.out / f"{number:06d}.png")
     print(f"{options.count} images -> {options.out}")
     return 0

@@ -21,7 +21,7 @@ class LossConfig:
     bcr_fake: float = 10.0
     """Likewise on generated images."""
     r1: float = 0.0
-    """Weight (gamma / 2) of the squared gradient of D on real images; 0 turns it off."""
+    """Weight (gamma / 2) of the squared gradient of D on real images, as augmented for it; 0 turns it off."""
     r2: float = 0.0
     """Likewise on generated images."""
     penalty_every: int = 16

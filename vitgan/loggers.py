@@ -74,7 +74,9 @@ def _start_wandb(config: Config, run: Path) -> Any:
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(8))
     identity: dict[str, Any] = {"id": id_file.read_text(), "name": run.name, "resume": "allow"}
-    return wandb.init(project=config.wandb, dir=run, config=to_dict(config), **identity)
+    logger = wandb.init(project=config.wandb, dir=run, config=to_dict(config), **identity)
+    logger.define_metric("*", step_metric="images")
+    return logger
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -29,6 +29,10 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
+    def advance(self, images: int) -> None:
+        """Move the bar to the images done."""
+        self.bar.update(self.task, completed=images)
+
     def update(self, images: int, *, rate: float, left: float, scalars: dict[str, float]) -> None:
         """Show the images done, the rate in images a second, the seconds left, and the losses."""
         losses = "  ".join(f"{name} {value:.3f}" for name, value in scalars.items() if name.endswith("_loss"))

@@ -91,10 +91,11 @@ class Trainer:
     def _advance(self, stream: Iterator[Tensor]) -> None:
         """One step, and what falls due after it."""
         began = time.perf_counter()
-        real = from_uint8(next(stream).to(self.device, non_blocking=True))
+        real = from_uint8(next(stream).to(self.device))
         for name, value in self.training.step(real).items():
             self.totals.setdefault(name, []).append(value)
         self.elapsed += time.perf_counter() - began
+        self.progress.advance(self.training.images)
         config = self.config
         if self._due(config.log_every) or self._finished():
             self._log()
@@ -116,6 +117,9 @@ class Trainer:
     def _introduce(self) -> None:
         if self.training.steps == 0:
             self.progress.say(f"{self.dataset} on {self.device} -> {self.run}")
+            self.progress.say(
+                f"sliced Wasserstein distance between two parts of the data: {self.evaluator.floor():.3f}"
+            )
             save_image(grid(self.evaluator.grid, columns=GRID_SIDE), self.run / "real.png")
             self._evaluate()
             self._sample()
@@ -210,7 +214,7 @@ def pick_device(name: str | None) -> torch.device:
 
 def check_resumable(*, before: Config, now: Config) -> None:
     """Raise TrainingError where a run is to go on with something changed that its saved state depends on."""
-    fixed = ("data", "image_size", "channels", "generator", "discriminator", "batch_size", "seed")
+    fixed = ("image_size", "channels", "generator", "discriminator", "batch_size", "seed")
     changed = [name for name in fixed if getattr(before, name) != getattr(now, name)]
     if changed:
         raise TrainingError(

@@ -67,6 +67,24 @@ def test_the_number_of_threads_is_set(here: Path) -> None:
         torch.set_num_threads(before)
 
 
+def test_a_folder_of_samples_is_the_same_as_the_grid_s_images_however_it_is_cut(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["sample", "run", "--count", "5", "--out", "whole"])
+    monkeypatch.setattr("vitgan.cli.WRITE_BATCH", 2)
+    main(["sample", "run", "--count", "5", "--out", "parts"])
+    names = [path.name for path in sorted(Path("whole").iterdir())]
+    assert len(names) == 5
+    for name in names:
+        assert (Path("whole") / name).read_bytes() == (Path("parts") / name).read_bytes()
+
+
+def test_a_file_in_the_way_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("taken").touch()
+    assert main(["sample", "run", "--count", "1", "--out", "taken"]) == 1
+    assert "taken" in capsys.readouterr().err
+
+
 def test_runs_are_numbered_by_default(here: Path) -> None:
     main(["train", *NANO, "--images", "4"])
     assert list_checkpoints(here / "runs" / "00000-tiny-shapes")

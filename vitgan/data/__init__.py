@@ -49,7 +49,8 @@ def open_dataset(
     path = Path(source).expanduser()
     if not source or not path.exists():
         raise DataError(
-            f"no data at {source!r}: no such folder or .zip, nor is it one of 'shapes', 'cifar10', 'hf:NAME'"
+            f"no data at {source!r}: no such folder or .zip, nor is it one of 'shapes', 'cifar10', 'hf:NAME': name "
+            "your images with --data PATH"
         )
     archive = open_archive(path)
     files = ImageFiles(archive, image_size, channels, name=path.resolve().name, labels=read_labels(archive))

@@ -114,7 +114,7 @@ class Generator(nn.Module):
             truncation: pulls w towards its mean; 1 leaves it, 0 gives the mean image (StyleGAN's psi).
             batch_size: images generated at a time.
         """
-        return self.render(self.mapping(self.latents(count, seed=seed)), truncation=truncation, batch_size=batch_size)
+        return self.render(self.map_latents(count, seed=seed), truncation=truncation, batch_size=batch_size)
 
     @torch.no_grad()
     def render(self, w: Tensor, *, truncation: float = 1.0, batch_size: int = 64) -> Tensor:
@@ -125,13 +125,17 @@ class Generator(nn.Module):
         return torch.cat([self.synthesise(part) for part in w.split(batch_size)]).clamp(-1, 1)
 
     @torch.no_grad()
-    def interpolate(self, count: int, *, seed: int = 0, truncation: float = 1.0, stops: int = 4) -> Tensor:
-        """`count` images in [-1, 1] along a closed walk in w through `stops` random points."""
-        points = self.mapping(self.latents(stops, seed=seed))
+    def map_latents(self, count: int, *, seed: int = 0) -> Tensor:
+        """Mapped random latents w (count, latent_dim), for `render`."""
+        return self.mapping(self.latents(count, seed=seed))
+
+    @torch.no_grad()
+    def walk(self, count: int, *, seed: int = 0, stops: int = 4) -> Tensor:
+        """w (count, latent_dim), for `render`, along a closed walk through `stops` random points."""
+        points = self.map_latents(stops, seed=seed)
         place = torch.arange(count, device=points.device) * stops / count
         before = place.long()
-        w = points[before].lerp(points[(before + 1) % stops], (place - before).unsqueeze(1))
-        return self.render(w, truncation=truncation)
+        return points[before].lerp(points[(before + 1) % stops], (place - before).unsqueeze(1))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Generator":

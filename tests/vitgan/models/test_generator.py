@@ -276,12 +276,12 @@ def test_truncation_goes_from_the_mean_image_to_the_full_spread() -> None:
 def test_interpolation_walks_round_through_its_stops() -> None:
     generator = small()
     stops = generator.sample(4, seed=5)
-    walk = generator.interpolate(12, seed=5, stops=4)
+    walk = generator.render(generator.walk(12, seed=5, stops=4))
     torch.testing.assert_close(walk[::3], stops)
     points = generator.mapping(generator.latents(4, seed=5))
     torch.testing.assert_close(walk[11:], generator.render(points[3:].lerp(points[:1], 2 / 3)), rtol=1e-4, atol=1e-5)
-    assert generator.interpolate(0).shape == (0, 3, 6, 6)
-    assert generator.interpolate(3, stops=1).shape == (3, 3, 6, 6)
+    assert generator.render(generator.walk(0)).shape == (0, 3, 6, 6)
+    assert generator.render(generator.walk(3, stops=1)).shape == (3, 3, 6, 6)
 
 
 def test_latents_are_standard_normal_and_repeat_by_seed() -> None:
