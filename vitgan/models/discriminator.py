@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitgan.models.layers import MLP, EqualConv2d, EqualLinear, FourierPositions, check_sizes
+from vitgan.models.layers import MLP, EqualLinear, FourierPositions, OverlappingPatches, check_sizes
 from vitgan_kernels import L2SelfAttention, SpectralNormGroup
 
 
@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
             raise ValueError(f"the discriminator's patch size must be even, to overlap by half, got {patch}")
         self.config = config
         self.image_shape = (channels, image_size, image_size)
-        self.patches = EqualConv2d(channels, dim, 2 * patch, stride=patch, padding=patch // 2)
+        self.patches = OverlappingPatches(channels, dim, patch)
         self.class_token = nn.Parameter(torch.randn(dim))
         self.positions = FourierPositions(image_size // patch, dim, frequency=config.position_frequency)
         self.blocks = nn.ModuleList(DiscriminatorBlock(config) for _ in range(config.depth))
@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
         """Logits, positive for images taken as real. images (B, channels, image_size, image_size) -> (B,)."""
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"this discriminator takes images of {self.image_shape}, got {tuple(images.shape[1:])}")
-        patches = self.patches(images).flatten(2).transpose(1, 2) + self.positions()
+        patches = self.patches(images) + self.positions()
         h = torch.cat([self.class_token.expand(len(images), 1, -1), patches], dim=1)
         for block in self.blocks:
             h = block(h)

@@ -126,7 +126,7 @@ def test_overlapping_patches_give_one_token_a_patch() -> None:
 def test_a_patch_sees_its_own_pixels_and_half_of_its_neighbours() -> None:
     discriminator = small(image_size=16)
     images = torch.randn(1, 3, 16, 16, requires_grad=True)
-    tokens = discriminator.patches(images).flatten(2)[0]
+    tokens = discriminator.patches(images)[0].T
     for index in range(16):
         (gradient,) = torch.autograd.grad(tokens[:, index].sum(), images, retain_graph=True)
         row, column = divmod(index, 4)

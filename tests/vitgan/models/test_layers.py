@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitgan.models.layers import MLP, EqualConv2d, EqualLinear, FourierPositions
+from vitgan.models.layers import MLP, EqualLinear, FourierPositions, OverlappingPatches
 
 
 def test_equal_linear_is_a_linear_layer_scaled_by_its_fan_in() -> None:
@@ -40,10 +40,12 @@ def test_the_learning_rate_multiplier_slows_weight_and_bias_down() -> None:
     assert moves[1] == pytest.approx(0.01 * moves[0], rel=1e-3)
 
 
-def test_equal_conv_is_a_convolution_scaled_by_its_fan_in() -> None:
-    layer = EqualConv2d(3, 6, 4, stride=2, padding=1)
+def test_overlapping_patches_are_a_convolution_scaled_by_its_fan_in() -> None:
+    layer = OverlappingPatches(3, 6, 2)
+    torch.nn.init.normal_(layer.bias)
     x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight / math.sqrt(3 * 4 * 4), stride=2, padding=1))
+    expected = F.conv2d(x, layer.weight / math.sqrt(3 * 4 * 4), layer.bias, stride=2, padding=1)
+    torch.testing.assert_close(layer(x), expected.flatten(2).transpose(1, 2))
     assert layer.weight.std().item() == pytest.approx(1, rel=0.1)
 
 
