@@ -355,6 +355,14 @@ def test_training_repeats_by_seed_whatever_else_draws_random_numbers() -> None:
     assert not torch.equal(runs[0]["random"], runs[2]["random"])
 
 
+def test_networks_start_by_seed() -> None:
+    torch.manual_seed(99)
+    first, again, other = (everything(training(seed=seed)) for seed in (0, 0, 1))
+    assert_same(first, again)
+    for name in ("generator.positions.linear.weight", "discriminator.class_token", "random"):
+        assert not torch.equal(first[name], other[name])
+
+
 def test_scalars_are_numbers_without_a_graph() -> None:
     scalars = training(loss=LOSSES["relativistic, all"]).step(batch(0))
     assert set(scalars) == {"d_loss", "d_real", "d_fake", "bcr", "r1", "r2", "g_loss"}

@@ -119,6 +119,19 @@ def test_the_generator_is_that_of_the_paper(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(generator(z), Paper(generator).images(z), rtol=1e-9, atol=1e-9)
 
 
+def test_widths_and_depths_are_those_of_the_configuration() -> None:
+    generator = small(siren_dim=5, mlp_ratio=1.5, mapping_depth=3)
+    shapes = {name: tuple(parameter.shape) for name, parameter in generator.named_parameters()}
+    siren = [shapes[f"head.siren.weights.{layer}"] for layer in range(SMALL.siren_hidden_layers + 1)]
+    assert siren == [(5, 5), (5, 5), (3, 5)]
+    assert shapes["head.siren.to_styles.0.weight"] == (5, 8)
+    assert shapes["head.fourier.linear.weight"] == (5, 2)
+    assert small().head.siren.weights[0].shape == (8, 8), "as wide as a token, unless it is given"
+    assert shapes["blocks.0.mlp.0.weight"] == (12, 8)
+    assert len(generator.mapping.layers) == 3
+    assert len(generator.blocks) == SMALL.depth
+
+
 def test_every_site_has_a_modulated_norm_of_its_own() -> None:
     generator = small(depth=3)
     used: list[nn.Module] = []
