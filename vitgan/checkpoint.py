@@ -44,7 +44,7 @@ def load_config(run: Path) -> Config:
         config: Config = from_dict(Config, json.loads(path.read_text()))
     except FileNotFoundError:
         raise CheckpointError(f"{run} is not a run directory: it has no {CONFIG}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return config
 
@@ -86,7 +86,7 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
 def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
     """Put the state of a checkpoint into `training`; returns the trainer's own state."""
     try:
-        state = json.loads((path / STATE).read_text())
+        state = dict(json.loads((path / STATE).read_text()))
         tensors = load_file(path / TRAINING)
         average = load_file(path / GENERATOR)
     except (OSError, ValueError, SafetensorError) as error:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ from vitgan.config import PRESETS, Config
 from vitgan.data import open_dataset
 from vitgan.errors import VitganError
 from vitgan.images import grid, save_image
-from vitgan.trainer import Trainer, check_resumable, new_run_directory, pick_device
+from vitgan.loggers import import_wandb
+from vitgan.runs import check_resumable, new_run_directory
+from vitgan.trainer import Trainer, pick_device
 
 USAGE = """\
 usage: vitgan COMMAND ...
@@ -28,6 +31,7 @@ Image generation with vision transformers (ViTGAN, arXiv 2107.04589).
 
 Each command explains itself with --help.
 """
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WRITE_BATCH = 256
 """Images held at a time when a folder of them is written."""
 
@@ -39,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(version("vitgan"))
+        return 0
     if arguments[0] not in commands:
         print(f"vitgan: no command {arguments[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
@@ -78,6 +85,10 @@ def train(arguments: list[str]) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
+    if len(dataset) < 2:
+        raise ValueError(f"{config.data} has one image: training needs at least two")
+    if config.wandb:
+        import_wandb()
     training = Adversarial(config, pick_device(config.device))
     # Made last, so that nothing is left behind where a run cannot even start.
     run = chosen.resume or new_run_directory(config)
@@ -92,7 +103,7 @@ class Sample:
     model: tyro.conf.Positional[Path]
     """Run directory, or one of its checkpoints."""
     out: Path = Path("samples.png")
-    """A .png for a grid or strip; any other path is a folder for one file an image."""
+    """A .png, .jpg or .webp for a grid or strip; any other path is a folder for one file an image."""
     count: int = 64
     """Number of images; with --interpolate, of steps."""
     seed: int = 0
@@ -113,7 +124,7 @@ def sample(arguments: list[str]) -> int:
     generator = load_generator(options.model, device=pick_device(options.device))
     choose = generator.walk if options.interpolate else generator.map_latents
     w = choose(options.count, seed=options.seed)
-    if options.out.suffix.lower() == ".png":
+    if options.out.suffix.lower() in PICTURES:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         images = generator.render(w, truncation=options.truncation)
         save_image(grid(images, columns=options.count if options.interpolate else None), options.out)

@@ -64,11 +64,17 @@ class Loggers:
             self.wandb.finish()
 
 
-def _start_wandb(config: Config, run: Path) -> Any:
+def import_wandb() -> Any:
+    """The wandb package; TrainingError says how to get it where it is missing."""
     try:
         import wandb
     except ImportError:
         raise TrainingError("logging to Weights & Biases needs its package: pip install 'vitgan[wandb]'") from None
+    return wandb
+
+
+def _start_wandb(config: Config, run: Path) -> Any:
+    wandb = import_wandb()
     # Kept with the run, so that a resumed run goes on in the same place and two runs of one name do not mix.
     id_file = run / WANDB_ID
     if not id_file.exists():

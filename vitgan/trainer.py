@@ -22,6 +22,7 @@ from vitgan.images import from_uint8, grid, save_image
 from vitgan.loggers import Loggers
 from vitgan.models import Generator
 from vitgan.progress import TrainingProgress
+from vitgan.runs import only_process_in
 
 SAMPLES = "samples"
 GRID_SIDE = 8
@@ -61,8 +62,16 @@ class Trainer:
         if list_checkpoints(run):
             state = load_checkpoint(self.training, latest_checkpoint(run))
             self.elapsed = state["elapsed"]
+            self._check_dataset(state["dataset_images"])
         self._logged_at = self.elapsed
         save_config(config, run)
+
+    def _check_dataset(self, images: int) -> None:
+        if len(self.dataset) != images:
+            raise TrainingError(
+                f"the data now has {len(self.dataset):,} images, but {self.run} was trained on {images:,}: "
+                f"bring the data back (--data names its place), or start a new run"
+            )
 
     def train(self) -> bool:
         """Train to the end of the run; False where a signal ended it early, with all saved to resume.
@@ -72,7 +81,11 @@ class Trainer:
         """
         training, config = self.training, self.config
         start = training.images
+        if start and self._finished():
+            self.console.print(f"{self.run} is finished, with {start:,} images. {self._how_to_go_on()}", soft_wrap=True)
+            return True
         with (
+            only_process_in(self.run),
             BatchStream(
                 self.dataset, config.batch_size, seed=config.seed, start=training.steps, workers=config.workers
             ) as stream,
@@ -111,8 +124,14 @@ class Trainer:
         return self.training.images // every > (self.training.images - self.config.batch_size) // every
 
     def _finished(self) -> bool:
-        late = self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes
-        return self.training.images >= self.config.images or late or self._stop_signal is not None
+        return self.training.images >= self.config.images or self._out_of_time() or self._stop_signal is not None
+
+    def _out_of_time(self) -> bool:
+        return self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes
+
+    def _how_to_go_on(self) -> str:
+        limit = "a greater --max-minutes" if self._out_of_time() else "more --images"
+        return f"Go on with: vitgan train --resume {self.run} and {limit}"
 
     def _introduce(self) -> None:
         if self.training.steps == 0:
@@ -162,7 +181,7 @@ class Trainer:
         # The last step may have broken the weights while its own losses, computed before, were still finite.
         if not self.training.is_finite():
             self._fail(["weights"])
-        state = {"elapsed": self.elapsed}
+        state = {"elapsed": self.elapsed, "dataset_images": len(self.dataset)}
         return save_checkpoint(self.training, self.run, trainer_state=state, keep=self.config.keep_checkpoints)
 
     def _conclude(self) -> bool:
@@ -176,6 +195,11 @@ class Trainer:
         self._evaluate()
         self._sample()
         newest = sorted((self.run / SAMPLES).glob("*.png"))[-1]
+        if self.training.images < self.config.images:
+            self.progress.say(
+                f"the time limit of {self.config.max_minutes:g} minutes came before {self.config.images:,} images. "
+                f"{self._how_to_go_on()}"
+            )
         self.progress.say(
             f"done: {self.training.images:,} images in {self.elapsed / 60:.1f} minutes\n"
             f"samples: {newest}\nmodel: {path}"
@@ -184,10 +208,14 @@ class Trainer:
 
     def _fail(self, names: list[str]) -> None:
         checkpoints = list_checkpoints(self.run)
-        last = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint had been saved yet"
+        last = (
+            f"the last good checkpoint is {checkpoints[-1]}, where --resume {self.run} goes on"
+            if checkpoints
+            else "no checkpoint had been saved yet, so start again"
+        )
         raise TrainingError(
             f"{', '.join(names)} became NaN or infinite before {self.training.images:,} images; {last}. "
-            f"Lower the learning rates (--optimiser.g-lr, --optimiser.d-lr) and resume from it, or start again."
+            f"Lower learning rates may help (--optimiser.g-lr, --optimiser.d-lr)."
         )
 
     @property
@@ -206,35 +234,10 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TrainingError(f"device {name!r} cannot be used here ({error}): choose another --device") from error
     return device
-
-
-def check_resumable(*, before: Config, now: Config) -> None:
-    """Raise TrainingError where a run is to go on with something changed that its saved state depends on."""
-    fixed = ("image_size", "channels", "generator", "discriminator", "batch_size", "seed")
-    changed = [name for name in fixed if getattr(before, name) != getattr(now, name)]
-    if changed:
-        raise TrainingError(
-            f"{', '.join(changed)} cannot change when a run is resumed: leave it out, or start a new run"
-        )
-
-
-def new_run_directory(config: Config, root: Path = Path("runs")) -> Path:
-    """A directory for a new run: the one asked for, if it is free, or the next number under runs/."""
-    if config.out is not None:
-        if config.out.exists() and any(config.out.iterdir()):
-            raise TrainingError(f"{config.out} is not empty: choose another --out, or go on with --resume {config.out}")
-        config.out.mkdir(parents=True, exist_ok=True)
-        return config.out
-    root.mkdir(exist_ok=True)
-    name = f"{config.preset}-{Path(config.data).stem}"
-    numbers = [int(path.name[:5]) for path in root.iterdir() if path.name[:5].isdigit()]
-    run = root / f"{max(numbers, default=-1) + 1:05d}-{name}"
-    run.mkdir()
-    return run
 
 
 @contextmanager

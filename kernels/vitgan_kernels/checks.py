@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 
-def check_tensors(op: str, **tensors: Tensor | None) -> None:
-    """Raise unless all given tensors are floating-point tensors of one dtype on one device."""
+def check_tensors(op: str, *, optional: str = "", **tensors: Tensor | None) -> None:
+    """Raise unless all given are floating-point tensors of one dtype on one device.
+
+    A tensor may be None where its name begins with `optional`.
+    """
     first_name, first = "", None
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and optional and name.startswith(optional):
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, got {type(tensor).__name__}")

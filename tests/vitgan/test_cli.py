@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_train_then_sample_a_grid_a_folder_and_a_strip(run: Path) -> None:
     assert main(["sample", "run", "--count", "6", "--out", "grid.png"]) == 0
     assert main(["sample", "run", "--count", "6", "--out", "folder"]) == 0
     assert main(["sample", "run", "--count", "6", "--interpolate", "--out", "strip.png"]) == 0
+    assert main(["sample", "run", "--count", "6", "--out", "grid.jpg"]) == 0
+    assert size(Path("grid.jpg")) == size(Path("grid.png"))
     assert size(Path("grid.png")) == (3 * 34 + 2, 2 * 34 + 2)
     assert size(Path("strip.png")) == (6 * 34 + 2, 34 + 2)
     assert [path.name for path in sorted(Path("folder").iterdir())] == [f"{n:06d}.png" for n in range(6)]
@@ -79,6 +82,29 @@ def test_a_folder_of_samples_is_the_same_as_the_grid_s_images_however_it_is_cut(
         assert (Path("whole") / name).read_bytes() == (Path("parts") / name).read_bytes()
 
 
+def test_one_image_is_too_few_to_train_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "data").mkdir()
+    Image.new("RGB", (32, 32)).save(here / "data" / "only.png")
+    assert main(["train", "--data", "data"]) == 1
+    assert "at least two" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_a_folder_given_by_a_relative_path_is_found_from_anywhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "data").mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(here / "data" / f"{number}.png")
+    assert main(["train", *NANO, "--data", "data", "--images", "4", "--out", "run"]) == 0
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert main(["train", "--resume", str(here / "run"), "--images", "8"]) == 0
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == version("vitgan")
+
+
 def test_a_file_in_the_way_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("taken").touch()
     assert main(["sample", "run", "--count", "1", "--out", "taken"]) == 1
@@ -95,7 +121,9 @@ def test_resume_goes_on_with_the_run_s_own_configuration(run: Path) -> None:
     assert [int(path.name) for path in list_checkpoints(run)] == [8, 16]
 
 
-@pytest.mark.parametrize("flag", [["--batch-size", "2"], ["--generator.dim", "16"], ["--seed", "5"]])
+@pytest.mark.parametrize(
+    "flag", [["--out", "other"], ["--batch-size", "2"], ["--generator.dim", "16"], ["--seed", "5"]]
+)
 def test_resume_refuses_changes_that_do_not_fit_the_saved_state(
     run: Path, flag: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +139,8 @@ def test_resume_refuses_changes_that_do_not_fit_the_saved_state(
         (["train", "--resume", "a/run", "--preset", "cifar10"], "leave out --preset"),
         (["train", "--device", "nonsense"], "cannot be used here"),
         (["train", "--image-size", "30"], "multiple of the patch size"),
+        (["train", "--device", "meta"], "cannot be used here"),
+        (["train", "--generator.dim", "0"], "positive multiple of heads"),
         (["sample", "no/such/run"], "does not exist"),
     ],
 )

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.vitgan.helpers import assert_same, everything, nano, trainer
+from tests.vitgan.helpers import assert_same, dataset, everything, nano, trainer
 from vitgan.adversarial import Adversarial
 from vitgan.checkpoint import list_checkpoints
+from vitgan.data import TensorDataset
 from vitgan.errors import TrainingError
 from vitgan.loggers import read_metrics
-from vitgan.trainer import new_run_directory
+from vitgan.runs import new_run_directory, only_process_in
 
 
 def test_a_run_leaves_configuration_numbers_pictures_and_checkpoints(tmp_path: Path) -> None:
@@ -116,6 +117,39 @@ def test_a_time_limit_ends_the_run_in_order(tmp_path: Path) -> None:
     assert job.train()
     assert job.training.steps == 1
     assert "done" in said.getvalue()
+
+
+def test_the_time_limit_is_told_and_can_be_moved(tmp_path: Path) -> None:
+    first, said = trainer(tmp_path, max_minutes=1e-6)
+    first.train()
+    assert f"vitgan train --resume {tmp_path} and a greater --max-minutes" in said.getvalue()
+    second, _ = trainer(tmp_path, max_minutes=60.0)
+    assert second.train()
+    assert second.training.images == 40
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    trainer(tmp_path)[0].train()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again, said = trainer(tmp_path)
+    assert again.train()
+    assert "is finished, with 40 images" in said.getvalue()
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
+    job, _ = trainer(tmp_path)
+    with only_process_in(tmp_path), pytest.raises(TrainingError, match="another process is training"):
+        job.train()
+    assert job.train()
+
+
+def test_data_that_lost_an_image_is_noticed_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer(tmp_path, images=8)[0].train()
+    fewer = TensorDataset(dataset().images[:-1], name="nano")
+    monkeypatch.setattr("tests.vitgan.helpers.dataset", lambda: fewer)
+    with pytest.raises(TrainingError, match=r"now has 9 images, but .* was trained on 10"):
+        trainer(tmp_path)
 
 
 def test_gradient_accumulation_runs_and_moves_power_iteration_once(tmp_path: Path) -> None:

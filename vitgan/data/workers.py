@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,18 +24,18 @@ def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]]
     """
     if workers == 0:
         return map(fetch, batches)
-    return iter(
-        DataLoader(
-            _Batches(fetch),
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_as_is,
-            worker_init_fn=_ignore_interrupt,
-            # The loader draws a seed for its workers. Drawn from the global generator, it would shift the
-            # training's random numbers whenever a stream is opened, as on resuming.
-            generator=torch.Generator().manual_seed(0),
+    with _interrupts_blocked():
+        return iter(
+            DataLoader(
+                _Batches(fetch),
+                batch_sampler=batches,
+                num_workers=workers,
+                collate_fn=_as_is,
+                # The loader draws a seed for its workers. Drawn from the global generator, it would shift the
+                # training's random numbers whenever a stream is opened, as on resuming.
+                generator=torch.Generator().manual_seed(0),
+            )
         )
-    )
 
 
 class _Batches(Dataset[T], Generic[T]):
@@ -51,6 +52,14 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal, while the trainer still wants a batch for its last step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first moment: they inherit what is blocked here.
+
+    Ctrl-C goes to every process of the terminal, while the trainer still wants a batch for its last step.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,5 +1,6 @@
 """The ViTGAN generator (Lee et al., 2021, section 3.3)."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,6 +102,8 @@ class Generator(nn.Module):
 
     def latents(self, count: int, *, seed: int) -> Tensor:
         """(count, latent_dim) standard normal latents, the same on every device for the same seed."""
+        if count < 0:
+            raise ValueError(f"the number of latents must not be negative, got {count}")
         device = self.positions.positions.device
         return torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
 
@@ -119,6 +122,8 @@ class Generator(nn.Module):
     @torch.no_grad()
     def render(self, w: Tensor, *, truncation: float = 1.0, batch_size: int = 64) -> Tensor:
         """Images in [-1, 1] for mapped latents w (N, latent_dim), truncated as in `sample`."""
+        if not math.isfinite(truncation):
+            raise ValueError(f"truncation must be a finite number, got {truncation}")
         if truncation != 1:
             mean = self.mapping(self.latents(4096, seed=0)).mean(dim=0)
             w = mean.lerp(w, truncation)

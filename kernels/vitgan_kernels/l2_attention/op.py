@@ -36,7 +36,7 @@ def l2_attention(
     if k is q:
         k = None
     q, k, v = autocast(q, k, v)  # type: ignore[assignment]
-    check_tensors("l2_attention", q=q, k=k, v=v)
+    check_tensors("l2_attention", optional="k", q=q, k=k, v=v)
     _check_shapes(q, q if k is None else k, v)
     if scale is not None:
         check_finite_number("l2_attention", "scale", scale)

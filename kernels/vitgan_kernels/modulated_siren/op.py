@@ -50,7 +50,7 @@ def modulated_linear(
     Derivatives: reverse mode to any order, forward mode.
     """
     x, weight, style, bias = autocast(x, weight, style, bias)  # type: ignore[assignment]
-    check_tensors("modulated_linear", x=x, weight=weight, style=style, bias=bias)
+    check_tensors("modulated_linear", optional="bias", x=x, weight=weight, style=style, bias=bias)
     _check_activation("modulated_linear", activation)
     check_finite_number("modulated_linear", "omega", omega)
     check_finite_number("modulated_linear", "eps", eps)
@@ -90,6 +90,8 @@ def modulated_siren(
     Raises and derivatives: as `modulated_linear`.
     """
     op = "modulated_siren"
+    if any(isinstance(layers, Tensor) for layers in (weights, styles, biases)):
+        raise TypeError(f"{op}: weights, styles and biases must be lists with one tensor a layer, got a tensor")
     if not weights or len(weights) != len(styles) or (biases is not None and len(biases) != len(weights)):
         given = "none" if biases is None else len(biases)
         raise ValueError(
@@ -101,7 +103,7 @@ def modulated_siren(
     x, *parts = autocast(x, *weights, *styles, *biases)  # type: ignore[assignment]
     weights, styles, biases = parts[:depth], parts[depth : 2 * depth], parts[2 * depth :]  # type: ignore[assignment]
     named = {f"weights[{i}]": w for i, w in enumerate(weights)} | {f"styles[{i}]": s for i, s in enumerate(styles)}
-    check_tensors(op, x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
+    check_tensors(op, optional="biases", x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
     _check_activation(op, final_activation)
     check_finite_number(op, "omega", omega)
     _check_input(op, x, styles[0])

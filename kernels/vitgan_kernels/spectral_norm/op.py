@@ -52,7 +52,7 @@ def spectral_norm(
         )
     named = {f"weights[{i}]": w for i, w in enumerate(weights)}
     named |= {f"u[{i}]": x for i, x in enumerate(u)} | {f"v[{i}]": x for i, x in enumerate(v)}
-    check_tensors("spectral_norm", **named, sigma_init=sigma_init)
+    check_tensors("spectral_norm", optional="sigma_init", **named, sigma_init=sigma_init)
     for i, (weight, u_l, v_l) in enumerate(zip(weights, u, v, strict=True)):
         _check_matrix(i, weight, u_l, v_l)
     if sigma_init is not None and sigma_init.shape != (len(weights),):

@@ -115,3 +115,14 @@ def test_siren_compiles_as_one_graph() -> None:
         return modulated_siren(x, [WEIGHT, WEIGHT2], [STYLE, STYLE2], [BIAS, None], demodulate=True)
 
     torch.testing.assert_close(torch.compile(call, backend="eager", fullgraph=True)(X[0]), call(X[0]))
+
+
+def test_a_tensor_where_a_list_of_layers_belongs() -> None:
+    weight, style = torch.randn(4, 3), torch.randn(2, 3)
+    with pytest.raises(TypeError, match="lists with one tensor a layer"):
+        modulated_siren(torch.randn(5, 3), weight, [style])  # type: ignore[arg-type]
+
+
+def test_a_missing_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="style must be a Tensor, got NoneType"):
+        modulated_linear(torch.randn(5, 3), torch.randn(4, 3), None)  # type: ignore[arg-type]
