@@ -137,7 +137,7 @@ class Watch:
         self.seen: list[Tensor] = []
         self.modes: list[bool] = []
         self.before_d: dict[str, Tensor | None] = {}
-        self.after_d: dict[str, Tensor] = {}
+        self.after_d: list[dict[str, Tensor]] = []
         self.generator_after_d: dict[str, Tensor] = {}
         state.discriminator.register_forward_pre_hook(self._look)
 
@@ -145,7 +145,7 @@ class Watch:
             self.before_d = {name: p.grad for name, p in state.generator.named_parameters()}
 
         def d_ends(*_: Any) -> None:
-            self.after_d = {name: x.clone() for name, x in state.discriminator.state_dict().items()}
+            self.after_d.append({name: x.clone() for name, x in state.discriminator.state_dict().items()})
             self.d_gradients = [p.grad.clone() for p in state.discriminator.parameters() if p.grad is not None]
             self.generator_after_d = {name: x.clone() for name, x in state.generator.state_dict().items()}
 
@@ -173,7 +173,8 @@ def test_the_generator_s_step_leaves_the_discriminator_alone() -> None:
     watch = Watch(state)
     for number in range(2):
         state.step(batch(number))
-        assert_same(dict(state.discriminator.state_dict()), watch.after_d)
+        assert len(watch.after_d) == number + 1, "one step of its optimiser"
+        assert_same(dict(state.discriminator.state_dict()), watch.after_d[-1])
         gradients = [p.grad for p in state.discriminator.parameters()]
         assert len(gradients) == len(watch.d_gradients)
         for gradient, expected in zip(gradients, watch.d_gradients, strict=True):
