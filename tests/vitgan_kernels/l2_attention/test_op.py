@@ -37,6 +37,12 @@ def test_what_is_not_a_floating_point_tensor() -> None:
         l2_attention(Q.to(torch.complex64), K, V)
 
 
+@pytest.mark.parametrize(("q", "k", "v", "name"), [(None, K, V, "q"), (None, None, V, "q"), (Q, K, None, "v")])
+def test_only_keys_may_be_none(q: Tensor, k: Tensor | None, v: Tensor, name: str) -> None:
+    with pytest.raises(TypeError, match=f"^l2_attention: {name} must be a Tensor, got NoneType"):
+        l2_attention(q, k, v)
+
+
 def test_dtypes_and_devices_that_differ() -> None:
     with pytest.raises(TypeError, match=r"^l2_attention: q is torch.float32 but v is torch.float64: convert one, or"):
         l2_attention(Q, K, V.double())

@@ -74,6 +74,21 @@ def test_what_is_not_a_floating_point_tensor() -> None:
         modulated_siren(X, [WEIGHT, WEIGHT2], [STYLE, STYLE2], [BIAS, BIAS2.long()])
 
 
+def test_only_biases_may_be_none() -> None:
+    with pytest.raises(TypeError, match=r"^modulated_linear: style must be a Tensor, got NoneType"):
+        modulated_linear(X, WEIGHT, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^modulated_siren: weights\[1\] must be a Tensor, got NoneType"):
+        modulated_siren(X, [WEIGHT, None], [STYLE, STYLE2])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("layers", ["weights", "styles", "biases"])
+def test_a_stack_is_of_lists_and_not_of_one_tensor(layers: str) -> None:
+    arguments: dict[str, Any] = {"weights": [WEIGHT], "styles": [STYLE], "biases": [BIAS]}
+    arguments[layers] = arguments[layers][0]
+    with pytest.raises(TypeError, match=r"^modulated_siren: weights, styles and biases must be lists with one tensor"):
+        modulated_siren(X, **arguments)
+
+
 def test_dtypes_and_devices_that_differ() -> None:
     with pytest.raises(TypeError, match=r"^modulated_linear: x is torch.float32 but bias is torch.float64: convert"):
         modulated_linear(X, WEIGHT, STYLE, BIAS.double())

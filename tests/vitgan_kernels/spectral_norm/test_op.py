@@ -45,6 +45,7 @@ def test_arguments_that_do_not_fit(replaced: dict[str, Any], message: str) -> No
         ({"sigma_init": torch.ones(1, dtype=torch.float64)}, "weights.* but sigma_init is torch.float64: convert one"),
         ({"weights": [W.long()]}, r"weights\[0\] must be floating point, got torch.int64"),
         ({"u": [1.0]}, r"u\[0\] must be a Tensor, got float"),
+        ({"weights": [None]}, r"weights\[0\] must be a Tensor, got NoneType"),
     ],
 )
 def test_types_that_do_not_fit(replaced: dict[str, Any], message: str) -> None:
