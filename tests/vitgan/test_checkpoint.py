@@ -96,7 +96,10 @@ def test_a_process_killed_at_any_moment_leaves_only_checkpoints_that_load(run: P
     state = training()
     load_checkpoint(state, seen)
     chance = random.Random(0)
-    for _ in range(40):
+    kills = 0
+    while kills < 40 or latest_checkpoint(run) == seen:  # a busy machine may kill many before one gets to save
+        kills += 1
+        assert kills < 400, "no child ever got as far as a checkpoint"
         child = os.fork()
         if child == 0:
             try:
@@ -114,7 +117,6 @@ def test_a_process_killed_at_any_moment_leaves_only_checkpoints_that_load(run: P
         for path in checkpoints:
             load_checkpoint(training(), path)
             load_generator(path)
-    assert latest_checkpoint(run) > seen, "no child ever got as far as a checkpoint"
 
 
 @pytest.mark.parametrize("name", ["training.safetensors", "generator_ema.safetensors", "state.json"])

@@ -44,8 +44,10 @@ class GeneratorConfig:
     """Width of the SIREN and number of its Fourier features; None means dim."""
     siren_hidden_layers: int = 1
     """Layers of the SIREN with a sine, before the linear one."""
+    equalised_siren: bool = True
+    """Equalise the SIREN's weights too; else they start as SIREN's own, and Adam's steps are omega times larger."""
     omega: float = 30.0
-    """Frequency of the SIREN's sines; its equalised weights start at 1 / omega, so that it cancels at the start."""
+    """Frequency of the SIREN's sines. Equalised weights are scaled by 1 / omega and cancel it, exactly and for good."""
     demodulate: bool = False
     """Demodulate the SIREN's weights, as StyleGAN2 does."""
     position_frequency: float = 3.0
@@ -246,7 +248,7 @@ class SirenHead(nn.Module):
             hidden_layers=config.siren_hidden_layers,
             omega=config.omega,
             demodulate=config.demodulate,
-            equalised=True,
+            equalised=config.equalised_siren,
             linear=EqualLinear,
         )
 

@@ -328,3 +328,19 @@ def test_a_batch_is_images_side_by_side() -> None:
 def test_sizes_that_do_not_fit(changes: dict[str, Any], sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**sizes, **changes)
+
+
+def test_omega_matters_where_the_siren_is_not_equalised() -> None:
+    def outputs(omega: float, equalised: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        config = GeneratorConfig(
+            patch_size=2, latent_dim=6, dim=8, depth=0, heads=1, omega=omega, equalised_siren=equalised
+        )
+        generator = Generator(config, image_size=4)
+        optimiser = torch.optim.Adam(generator.parameters(), lr=1e-3)
+        generator(generator.latents(4, seed=0)).square().mean().backward()
+        optimiser.step()
+        return generator.sample(4, seed=0)
+
+    torch.testing.assert_close(outputs(1.0, True), outputs(30.0, True), rtol=1e-4, atol=1e-4)
+    assert (outputs(1.0, False) - outputs(30.0, False)).abs().max() > 0.02
