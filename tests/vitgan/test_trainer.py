@@ -152,7 +152,7 @@ def test_data_that_lost_an_image_is_noticed_on_resume(tmp_path: Path, monkeypatc
         trainer(tmp_path)
 
 
-def test_gradient_accumulation_runs_and_moves_power_iteration_once(tmp_path: Path) -> None:
+def test_a_run_with_gradient_accumulation_comes_to_its_end(tmp_path: Path) -> None:
     job, _ = trainer(tmp_path, accumulate=2)
     assert job.train()
 
