@@ -35,7 +35,7 @@ class OverlappingPatches(nn.Module):
     """Patches that overlap their neighbours by half, each through one linear layer with an equalised learning rate.
 
     This is a convolution of kernel 2 P, stride P and padding P / 2 (ViTGAN section 3.2), written as a matrix product.
-    On the CPU it was measured on, its derivatives are faster than the convolution's for P = 8, and about equal for P = 4.
+    Measured on one CPU, its derivatives are faster than the convolution's for P = 8, and about equal for P = 4.
 
     Shape: (B, channels, S, S) -> (B, (S / P)^2, dim), rows of patches one after the other.
     """
