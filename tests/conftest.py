@@ -1,10 +1,17 @@
-"""What every test shares: one thread, a fixed seed, and memory that shows where nothing was written to it."""
+"""What every test shares: one thread, a fixed seed, and memory that shows where nothing was written to it.
 
+Where there is no GPU, Triton kernels run in Triton's interpreter, on the CPU.
+"""
+
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of the kernels, which fixes it
 
 # The tensors of these tests are too small to share out, and sums of one thread repeat bit for bit.
 torch.set_num_threads(1)

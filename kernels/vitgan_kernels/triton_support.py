@@ -1,0 +1,55 @@
+"""What the operators need to know before they launch a Triton kernel: whether they can, and in which precision."""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+# Triton fixes this for a kernel when it is decorated, so it is read once, like there.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def unable(*tensors: Tensor | None, interpreted: bool = False) -> str | None:
+    """Why Triton kernels cannot serve these tensors, or None if they can.
+
+    Args:
+        *tensors: the arguments of the call; None stands for one that was left out.
+        interpreted: ask of Triton's interpreter on the CPU (TRITON_INTERPRET=1) instead of a GPU.
+    """
+    first = next(tensor for tensor in tensors if tensor is not None)
+    if not INSTALLED:
+        return "Triton is not installed (pip install 'vitgan[kernels]')"
+    if interpreted and not INTERPRETED:
+        return "Triton's interpreter is off (TRITON_INTERPRET=1, set before the import, turns it on)"
+    if first.device.type != ("cpu" if interpreted else "cuda"):
+        return f"the tensors are on {first.device.type}; the kernels run on CUDA and ROCm devices"
+    if first.dtype not in DTYPES:
+        return f"the kernels take float16, bfloat16 and float32, not {str(first.dtype).removeprefix('torch.')}"
+    return _transform()
+
+
+@torch.compiler.assume_constant_result
+def _transform() -> str | None:
+    """A registered operator drops tangents without a word, so forward mode and torch.func never reach one."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is active; the kernels serve reverse mode by torch.autograd"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active; the kernels serve reverse mode"
+    return None
+
+
+def float32_precision() -> str:
+    """The `input_precision` of a product of float32 matrices, by PyTorch's own setting: "ieee" or "tf32"."""
+    chosen = torch.backends.cuda.matmul.fp32_precision
+    if chosen == "none":
+        chosen = torch.backends.fp32_precision
+    return "tf32" if chosen == "tf32" else "ieee"
+
+
+def target() -> str:
+    """What this PyTorch compiles for: "cuda" or "hip" (ROCm). Tiles differ with the shared memory of the two."""
+    return "cuda" if torch.version.hip is None else "hip"
