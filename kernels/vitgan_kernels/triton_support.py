@@ -46,7 +46,7 @@ def float32_precision() -> str:
     """The `input_precision` of a product of float32 matrices, by PyTorch's own setting: "ieee" or "tf32"."""
     chosen = torch.backends.cuda.matmul.fp32_precision
     if chosen == "none":
-        chosen = torch.backends.fp32_precision
+        chosen = torch.backends.fp32_precision  # type: ignore[attr-defined]
     return "tf32" if chosen == "tf32" else "ieee"
 
 

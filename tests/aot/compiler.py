@@ -10,8 +10,7 @@ The interpreter's mode is fixed when a kernel is decorated, so this belongs in a
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,7 @@ def recorded(case: Case, target: str) -> list[Launch]:
 
     with (
         mock.patch.object(JITFunction, "run", record),
-        mock.patch.object(triton_support, "target", lambda: TARGETS[target].backend),
-        _uninitialised_memory_left_alone(),
+        mock.patch.object(triton_support, "target", return_value=TARGETS[target].backend),
     ):
         case.run()
     return launches
@@ -177,13 +175,3 @@ def _read_hip(kernel: Any, target: str) -> Compiled:
         tensor_instructions=sum(operation.startswith(TENSOR_INSTRUCTIONS[target]) for operation in operations),
         instructions=len(operations),
     )
-
-
-@contextmanager
-def _uninitialised_memory_left_alone() -> Iterator[None]:
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = before
