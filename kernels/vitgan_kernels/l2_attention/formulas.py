@@ -1,0 +1,103 @@
+"""The closed forms of L2 attention and its first two derivatives, in plain PyTorch, any floating dtype.
+
+What the kernels compute tile by tile, here with whole matrices. Q (..., N, d), K (..., M, d), V (..., M, e); K is None
+where it is Q. Scores s_ij = f(x_ij), x_ij = ||q_i - k_j||^2, with f(x) = -scale * x or -scale * sqrt(x).
+
+Order 0:  P = softmax(s), O = P V, L_i = logsumexp_j s_ij. For the squared distance L leaves out -scale * |q_i|^2.
+
+Order 1, from dO:  dV = P^T dO; dP = dO V^T; D_i = dO_i . O_i; dS = P * (dP - D); E = 2 f' * dS;
+    dQ = rowsum(E) Q - E K;  dK = colsum(E) K - E^T Q.
+
+Order 2, from the cotangents A of dQ, B of dK, C of dV (A is a tangent of Q, B of K, C of V):
+    y_ij = (q_i - k_j) . (A_i - B_j);  G = 2 f' * y, the tangent of s;  g_i = sum_j P_ij G_ij;  X = dO C^T;
+    R = P * (G - g), the tangent of P;  W = dP * G - D * G - g * dP + X;  H = P * (W - w), w_i = sum_j P_ij W_ij;
+    F = 2 f' * H + 4 f'' * y * dS;
+    ddO = R V + P C;  dV2 = R^T dO;
+    dQ2 = rowsum(E) A - E B + rowsum(F) Q - F K;  dK2 = colsum(E) B - E^T A + colsum(F) K - F^T Q.
+
+With K = Q a gradient is the sum of those of Q and of K, and A is the cotangent of both.
+At distance zero the slope of the distance is taken as 0, like PyTorch's norm does.
+"""
+
+import torch
+from torch import Tensor
+
+
+def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor]:
+    """O in the dtype of v and L (..., N) in at least float32."""
+    queries, keys, values = _precise(q, k, v)
+    scores, _, _ = _scores(queries, keys, scale, euclidean)
+    return (torch.softmax(scores, -1) @ values).to(v.dtype), torch.logsumexp(scores, -1)
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, out: Tensor, lse: Tensor, scale: float, euclidean: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """dQ, dK (None where K is Q), dV, in the dtypes of the inputs."""
+    queries, keys, values = _precise(q, k, v)
+    grad = grad.to(values.dtype)
+    scores, slope, _ = _scores(queries, keys, scale, euclidean)
+    p = torch.exp(scores - lse.unsqueeze(-1))
+    delta = (grad * out).sum(-1, keepdim=True)
+    e = slope * p * (grad @ values.mT - delta)
+    dq = _difference(e, queries, keys)
+    dk = _difference(e.mT, keys, queries)
+    dv = (p.mT @ grad).to(v.dtype)
+    return ((dq + dk).to(q.dtype), None, dv) if k is None else (dq.to(q.dtype), dk.to(k.dtype), dv)
+
+
+def double_backward(
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    euclidean: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """ddO, dQ2, dK2 (None where K is Q), dV2, in the dtypes of the inputs."""
+    queries, keys, values = _precise(q, k, v)
+    a, b, c = _precise(a, b, c)
+    grad = grad.to(values.dtype)
+    scores, slope, inverse = _scores(queries, keys, scale, euclidean)
+    p = torch.exp(scores - lse.unsqueeze(-1))
+    dp, x = grad @ values.mT, grad @ c.mT
+    delta = (grad * out).sum(-1, keepdim=True)
+    y = (queries * a).sum(-1).unsqueeze(-1) + (keys * b).sum(-1).unsqueeze(-2) - queries @ b.mT - a @ keys.mT
+    tangent, ds = slope * y, p * (dp - delta)
+    g = (p * tangent).sum(-1, keepdim=True)
+    r = p * (tangent - g)
+    weights = dp * tangent - delta * tangent - g * dp + x
+    h = p * (weights - (p * weights).sum(-1, keepdim=True))
+    e, f = slope * ds, slope * h
+    if euclidean:
+        f = f - slope * inverse * y * ds
+    dq = _difference(e, a, b) + _difference(f, queries, keys)
+    dk = _difference(e.mT, b, a) + _difference(f.mT, keys, queries)
+    ddo, dv = (r @ values + p @ c).to(grad.dtype), (r.mT @ grad).to(v.dtype)
+    ddo = ddo.to(out.dtype)
+    return (ddo, (dq + dk).to(q.dtype), None, dv) if k is None else (ddo, dq.to(q.dtype), dk.to(k.dtype), dv)
+
+
+def _precise(q: Tensor, k: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    queries = q.to(dtype)
+    return queries, queries if k is None else k.to(dtype), v.to(dtype)
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    """s, 2 f' and 1 / x (0 at x = 0; for the squared distance, which has no use for it, 0)."""
+    if not euclidean:
+        return scale * (2 * q @ k.mT - k.square().sum(-1).unsqueeze(-2)), -2 * scale, 0.0
+    squares = (q.unsqueeze(-2) - k.unsqueeze(-3)).square().sum(-1)
+    inverse = torch.where(squares > 0, 1 / squares, 0)
+    return -scale * squares.sqrt(), -scale * inverse.sqrt(), inverse
+
+
+def _difference(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """sum_j weights_ij (x_i - y_j)."""
+    return weights.sum(-1, keepdim=True) * x - weights @ y

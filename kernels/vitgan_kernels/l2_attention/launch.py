@@ -1,0 +1,147 @@
+"""Launches the Triton kernels of L2 attention: layouts, tiles, and the path that fits the length.
+
+Tensors are (B, H, N, width) of one dtype; K is None where it is Q. No launch waits for the device, and nothing is
+allocated but results and row sums, so that CUDA graphs can capture them.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from vitgan_kernels import triton_support
+from vitgan_kernels.l2_attention import tiles, triton_short, triton_tiled
+
+
+def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor]:
+    """O (B, H, N, e) and the log-sum-exp (B, H, N), float32."""
+    out, lse = empty_like(q, v.shape[-1]), row_sums(q)
+    call = _Call(0, q, k, v, scale, euclidean)
+    q, keys, v = _loadable(q, call.keys, v)
+    if call.short:
+        call.run(triton_short.forward, [q, keys, v, out, lse], [q, keys, v, out], per=None)
+    else:
+        call.run(triton_tiled.forward, [q, keys, v, out, lse], [q, keys, v, out], per="rows")
+    return out, lse
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, out: Tensor, lse: Tensor, scale: float, euclidean: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """dQ, dK (None where K is Q), dV."""
+    call = _Call(1, q, k, v, scale, euclidean)
+    dk, dv = empty_like(call.keys), empty_like(v)
+    grad, q, keys, v, out = _loadable(grad, q, call.keys, v, out)
+    if call.short:
+        dq = dk if call.tied else empty_like(q)
+        call.run(
+            triton_short.backward,
+            [grad, q, keys, v, out, lse, dq, dk, dv],
+            [grad, q, keys, v, out, dq, dk, dv],
+            per=None,
+        )
+    else:
+        dq = empty_like(q, dtype=torch.float32 if call.tied else q.dtype)
+        delta = row_sums(q)
+        call.run(
+            triton_tiled.backward_rows,
+            [grad, q, keys, v, out, lse, delta, dq],
+            [grad, q, keys, v, out, dq],
+            per="rows",
+        )
+        call.run(
+            triton_tiled.backward_keys,
+            [grad, q, keys, v, lse, delta, dq, dk, dv],
+            [grad, q, keys, v, dq, dk, dv],
+            per="keys",
+        )
+    return (dk, None, dv) if call.tied else (dq, dk, dv)
+
+
+def double_backward(
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    euclidean: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """ddO, dQ2, dK2 (None where K is Q), dV2, from the cotangents a of dQ, b of dK (None where K is Q) and c of dV."""
+    call = _Call(2, q, k, v, scale, euclidean)
+    ddo, dk, dv = empty_like(out), empty_like(call.keys), empty_like(v)
+    a, c, grad, q, keys, v, out = _loadable(a, c, grad, q, call.keys, v, out)
+    b = a if b is None else _loadable(b)[0]
+    inputs = [a, b, c, grad, q, keys, v]
+    if call.short:
+        dq = dk if call.tied else empty_like(q)
+        results = [ddo, dq, dk, dv]
+        call.run(triton_short.double_backward, [*inputs, out, lse, *results], [*inputs, out, *results], per=None)
+    else:
+        dq = empty_like(q, dtype=torch.float32 if call.tied else q.dtype)
+        sums = [lse, row_sums(q), row_sums(q), row_sums(q)]
+        call.run(triton_tiled.second_order_sums, [*inputs, out, *sums], [*inputs, out], per="rows")
+        call.run(triton_tiled.second_order_rows, [*inputs, *sums, ddo, dq], [*inputs, ddo, dq], per="rows")
+        call.run(triton_tiled.second_order_keys, [*inputs, *sums, dq, dk, dv], [*inputs, dq, dk, dv], per="keys")
+    return (ddo, dk, None, dv) if call.tied else (ddo, dq, dk, dv)
+
+
+def empty_like(x: Tensor, width: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, H, N, width), tokens outside heads in memory where x has them so: then heads merge without a copy."""
+    b, h, n, d = x.shape
+    width = d if width is None else width
+    if h > 1 and 0 < x.stride(1) < x.stride(2):
+        return x.new_empty((b, n, h, width), dtype=dtype).transpose(1, 2)
+    return x.new_empty((b, h, n, width), dtype=dtype)
+
+
+def row_sums(q: Tensor) -> Tensor:
+    """A float32 number for each query: (B, H, N)."""
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _loadable(*tensors: Tensor) -> list[Tensor]:
+    """The kernels take any strides but those of the last dimension, which must be 1: others are copied."""
+    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+
+
+class _Call:
+    """What the kernels of one order have in common: sizes, constants and tiles."""
+
+    def __init__(self, order: int, q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> None:
+        self.tied = k is None
+        self.keys = q if k is None else k
+        self.order = order
+        self.itemsize = q.element_size()
+        (batches, self.heads, self.n, self.d), (self.m, self.e) = q.shape, v.shape[-2:]
+        self.programs = batches * self.heads
+        self.scale = float(scale)
+        self.short = tiles.is_short(order, self.n, self.m, self.d, self.e, self.itemsize, self.tied)
+        self.constants = {
+            "D": tiles.padded(self.d),
+            "E": tiles.padded(self.e),
+            "FULL_D": self.d == tiles.padded(self.d),
+            "FULL_E": self.e == tiles.padded(self.e),
+            "EUCLIDEAN": euclidean,
+            "PRECISION": triton_support.float32_precision(),
+        }
+
+    def run(self, kernel: Any, pointers: list[Tensor], strided: list[Tensor], per: str | None) -> None:
+        """Launch a kernel on pointers, then the strides of `strided`: one program a (batch, head), or a tile of it."""
+        if per is None:
+            tile = tiles.short(self.order, self.m, self.d, self.e, self.itemsize)
+            programs, constants = self.programs, {"TIED": self.tied}
+        else:
+            tile = tiles.tiled(kernel.__name__, self.d, self.e, self.itemsize)
+            length, block = (self.n, tile["ROWS"]) if per == "rows" else (self.m, tile["KEYS"])
+            programs, constants = self.programs * triton.cdiv(length, block), {}
+            if per == "keys":
+                constants = {"TIED": self.tied}
+        strides = [stride for x in strided for stride in x.stride()[:3]]
+        sizes = [self.heads, self.n, self.m, self.d, self.e, self.scale]
+        kernel[(programs,)](*pointers, *strides, *sizes, **self.constants, **constants, **tile)

@@ -1,0 +1,119 @@
+"""L2 attention on tiles held by one program: scores, probabilities and what the derivatives are made of.
+
+Rows are queries i, columns are keys j. A score is f(||q_i - k_j||^2): -scale * x for the squared distance,
+-scale * sqrt(x) for the distance itself. Scores are in units of log2, so that probabilities are exp2. With the names of
+`formulas.py`, which has the mathematics:
+
+    slope    2 f'           a number for the squared distance, a tile otherwise; 0 where q_i = k_j
+    e, f     slope * dS and what the second order has in its place; rounded to the inputs' dtype for the tensor cores
+
+The gradient of a query is sum_j e_ij (q_i - k_j) = rowsum(e) q - e K, with the row sums of the *rounded* e: the rounding
+then acts on differences of tokens, and a shift of all tokens changes nothing.
+"""
+
+import triton
+import triton.language as tl
+
+from vitgan_kernels import triton_support
+
+INTERPRETED: tl.constexpr = tl.constexpr(triton_support.INTERPRETED)
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """Matrix product, accumulated in float32."""
+    if INTERPRETED:  # where products of bfloat16 are wrong
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def token_rows(X, head, HEADS, start, tokens, stride_b, stride_h, stride_n):
+    """Pointers to tokens start + tokens of the head-th (batch, head) of X (B, H, N, width).
+
+    What depends on the program is a 64-bit number; within a tile 32 bits do.
+    """
+    b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
+    return X + b * stride_b + h * stride_h + tl.cast(start, tl.int64) * stride_n + tokens * stride_n
+
+
+@triton.jit
+def load_tile(rows, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    """A tile of BLOCK columns from pointers to its rows; 0 outside. FULL: width is BLOCK."""
+    columns = tl.arange(0, BLOCK)
+    mask = valid[:, None] if FULL else valid[:, None] & (columns[None, :] < width)
+    return tl.load(rows[:, None] + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(rows, tile, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    mask = valid[:, None] if FULL else valid[:, None] & (columns[None, :] < width)
+    tl.store(rows[:, None] + columns[None, :], tile.to(rows.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def row_products(a, b):
+    """a_i . b_i in float32."""
+    return tl.sum(a.to(tl.float32) * b.to(tl.float32), 1)
+
+
+@triton.jit
+def squared_distances(q_rows, q_valid, k_rows, k_valid, d):
+    """||q_i - k_j||^2 from the differences themselves: exact where tokens nearly coincide, 0 where they do."""
+    total = tl.zeros((q_rows.shape[0], k_rows.shape[0]), tl.float32)
+    for feature in range(d):
+        q = tl.load(q_rows + feature, mask=q_valid, other=0.0).to(tl.float32)
+        k = tl.load(k_rows + feature, mask=k_valid, other=0.0).to(tl.float32)
+        difference = q[:, None] - k[None, :]
+        total += difference * difference
+    return total
+
+
+@triton.jit
+def scores(q, q_rows, q_valid, k, k_rows, k_valid, scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores times log2(e), -inf beyond the last key; the slope; 1 / squared distance, 0 at distance 0.
+
+    The squared distance leaves out its term of the query, which is constant along a row: a softmax does not see it.
+    Its last result is a number without meaning.
+    """
+    if EUCLIDEAN:
+        squares = squared_distances(q_rows, q_valid, k_rows, k_valid, d)
+        apart = squares > 0
+        inverse = tl.where(apart, 1.0 / tl.where(apart, squares, 1.0), 0.0)
+        score = -(scale * LOG2_E) * tl.sqrt(squares)
+        slope = -scale * tl.sqrt(inverse)
+    else:
+        inverse = 0.0
+        cross = product(q, tl.trans(k), PRECISION)
+        score = (scale * LOG2_E) * (2.0 * cross - row_products(k, k)[None, :])
+        slope = -2.0 * scale
+    return tl.where(k_valid[None, :], score, float("-inf")), slope, inverse
+
+
+@triton.jit
+def probabilities(score, lse):
+    """P from scores in units of log2 and the rows' log-sum-exp; 0 in rows whose log-sum-exp is +inf."""
+    return tl.exp2(score - lse[:, None] * LOG2_E)
+
+
+@triton.jit
+def tangents(q, da, qa, k, db, kb, PRECISION: tl.constexpr):
+    """y_ij = (q_i - k_j) . (A_i - B_j), half the tangent of the squared distance; qa, kb are q_i . A_i, k_j . B_j."""
+    mixed = product(q, tl.trans(db), PRECISION) + product(da, tl.trans(k), PRECISION)
+    return qa[:, None] + kb[None, :] - mixed
+
+
+@triton.jit
+def second_order(p, dp, y, x, slope, inverse, delta, g, w, EUCLIDEAN: tl.constexpr):
+    """The tiles R, e and f of the second order, float32."""
+    tangent = slope * y
+    ds = p * (dp - delta[:, None])
+    r = p * (tangent - g[:, None])
+    h = p * ((dp - delta[:, None]) * tangent - g[:, None] * dp + x - w[:, None])
+    f = slope * h
+    if EUCLIDEAN:
+        f -= slope * inverse * y * ds
+    return r, slope * ds, f
