@@ -34,7 +34,7 @@ def backward(
     dk, dv = empty_like(call.keys), empty_like(v)
     grad, q, keys, v, out = _loadable(grad, q, call.keys, v, out)
     if call.short:
-        dq = dk if call.tied else empty_like(q)
+        dq = dk if call.tile["WHOLE"] else call.query_gradient(q)
         call.run(
             triton_short.backward,
             [grad, q, keys, v, out, lse, dq, dk, dv],
@@ -42,7 +42,7 @@ def backward(
             per=None,
         )
     else:
-        dq = empty_like(q, dtype=torch.float32 if call.tied else q.dtype)
+        dq = call.query_gradient(q)
         delta = row_sums(q)
         call.run(
             triton_tiled.backward_rows,
@@ -79,11 +79,11 @@ def double_backward(
     b = a if b is None else _loadable(b)[0]
     inputs = [a, b, c, grad, q, keys, v]
     if call.short:
-        dq = dk if call.tied else empty_like(q)
+        dq = call.query_gradient(q)
         results = [ddo, dq, dk, dv]
         call.run(triton_short.double_backward, [*inputs, out, lse, *results], [*inputs, out, *results], per=None)
     else:
-        dq = empty_like(q, dtype=torch.float32 if call.tied else q.dtype)
+        dq = call.query_gradient(q)
         sums = [lse, row_sums(q), row_sums(q), row_sums(q)]
         call.run(triton_tiled.second_order_sums, [*inputs, out, *sums], [*inputs, out], per="rows")
         call.run(triton_tiled.second_order_rows, [*inputs, *sums, ddo, dq], [*inputs, ddo, dq], per="rows")
@@ -116,32 +116,32 @@ class _Call:
     def __init__(self, order: int, q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> None:
         self.tied = k is None
         self.keys = q if k is None else k
-        self.order = order
-        self.itemsize = q.element_size()
-        (batches, self.heads, self.n, self.d), (self.m, self.e) = q.shape, v.shape[-2:]
-        self.programs = batches * self.heads
-        self.scale = float(scale)
-        self.short = tiles.is_short(order, self.n, self.m, self.d, self.e, self.itemsize, self.tied)
+        (batches, heads, n, d), (m, e) = q.shape, v.shape[-2:]
+        self.programs, self.n, self.m = batches * heads, n, m
+        self.sizes = [heads, n, m, d, e, float(scale)]
+        self.shape = tiles.Shape(n, m, d, e, q.element_size(), self.tied)
+        self.tile = tiles.short(order, self.shape)
+        self.short = self.tile is not None
         self.constants = {
-            "D": tiles.padded(self.d),
-            "E": tiles.padded(self.e),
-            "FULL_D": self.d == tiles.padded(self.d),
-            "FULL_E": self.e == tiles.padded(self.e),
+            "D": tiles.padded(d),
+            "E": tiles.padded(e),
+            "FULL_D": d == tiles.padded(d),
+            "FULL_E": e == tiles.padded(e),
+            "TIED": self.tied,
             "EUCLIDEAN": euclidean,
             "PRECISION": triton_support.float32_precision(),
         }
 
+    def query_gradient(self, q: Tensor) -> Tensor:
+        """Memory for dQ: a result, or with K = Q a part of the result that is yet to be added to dK."""
+        return empty_like(q, dtype=torch.float32 if self.tied else q.dtype)
+
     def run(self, kernel: Any, pointers: list[Tensor], strided: list[Tensor], per: str | None) -> None:
         """Launch a kernel on pointers, then the strides of `strided`: one program a (batch, head), or a tile of it."""
-        if per is None:
-            tile = tiles.short(self.order, self.m, self.d, self.e, self.itemsize)
-            programs, constants = self.programs, {"TIED": self.tied}
-        else:
-            tile = tiles.tiled(kernel.__name__, self.d, self.e, self.itemsize)
-            length, block = (self.n, tile["ROWS"]) if per == "rows" else (self.m, tile["KEYS"])
-            programs, constants = self.programs * triton.cdiv(length, block), {}
-            if per == "keys":
-                constants = {"TIED": self.tied}
+        tile, programs = self.tile, self.programs
+        if tile is None:
+            tile = tiles.tiled(kernel.__name__, self.shape)
+            length = self.n if per == "rows" else self.m
+            programs *= triton.cdiv(length, tile["ROWS" if per == "rows" else "KEYS"])
         strides = [stride for x in strided for stride in x.stride()[:3]]
-        sizes = [self.heads, self.n, self.m, self.d, self.e, self.scale]
-        kernel[(programs,)](*pointers, *strides, *sizes, **self.constants, **constants, **tile)
+        kernel[(programs,)](*pointers, *strides, *self.sizes, **self.constants, **tile)

@@ -4,6 +4,8 @@ No timing chose these: they are the largest tiles that compile, for every target
 spilled registers and within the shared memory of a block.
 """
 
+from typing import NamedTuple
+
 from vitgan_kernels import triton_support
 
 LONGEST_SHORT = 128
@@ -25,17 +27,28 @@ def blocks(tokens: int) -> tuple[int, int]:
     return (half, rest) if half + rest < whole else (whole, 0)
 
 
-def is_short(order: int, n: int, m: int, d: int, e: int, itemsize: int, tied: bool) -> bool:
-    """Whether one program can hold a whole (batch, head)."""
-    return max(n, m) <= LONGEST_SHORT
+class Shape(NamedTuple):
+    """What tiles are chosen by."""
+
+    n: int
+    m: int
+    d: int
+    e: int
+    itemsize: int
+    tied: bool
 
 
-def short(order: int, m: int, d: int, e: int, itemsize: int) -> dict[str, int]:
-    """Blocks and options of the short path's kernels."""
-    first, rest = blocks(m)
-    return {"ROWS": 16, "FIRST": first, "REST": rest, "num_warps": 4, "num_stages": 1}
+def short(order: int, shape: Shape) -> dict[str, int] | None:
+    """Blocks and options of the short path's kernel of an order, or None where the tiled path has to serve."""
+    if max(shape.n, shape.m) > LONGEST_SHORT:
+        return None
+    first, rest = blocks(shape.m)
+    tile = {"ROWS": 16, "FIRST": first, "REST": rest, "num_warps": 4, "num_stages": 1}
+    if order == 1:
+        tile["WHOLE"] = shape.tied
+    return tile
 
 
-def tiled(kernel: str, d: int, e: int, itemsize: int) -> dict[str, int]:
+def tiled(kernel: str, shape: Shape) -> dict[str, int]:
     """Tiles and options of a kernel of the tiled path."""
     return {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 1}

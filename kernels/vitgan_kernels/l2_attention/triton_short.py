@@ -114,10 +114,14 @@ def backward(
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
     dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
     HEADS, N, M, d, e, scale,
-    D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, TIED: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
+    TIED: tl.constexpr, WHOLE: tl.constexpr,
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """dQ, dK and dV of a (batch, head); G is dO. With TIED, dK takes dQ in and DQ is not touched."""
+    """dQ, dK and dV of a (batch, head); G is dO. With TIED, dK takes dQ in.
+
+    WHOLE, for TIED only: the blocks of queries are those of keys, and DQ is not touched; else DQ is scratch in float32.
+    """
     head = tl.program_id(0)
     LSE += head.to(tl.int64) * N
     tokens = tl.arange(0, FIRST)
@@ -137,7 +141,7 @@ def backward(
         rest = (k_r, k_rows_r, present_r, v_r)
         dk_r = tl.zeros((REST, D), tl.float32)
         dv_r = tl.zeros((REST, E), tl.float32)
-    if TIED:
+    if WHOLE:
         grad = load_tile(token_rows(G, head, HEADS, 0, tokens, g_b, g_h, g_n), present, e, E, FULL_E)
         out = load_tile(token_rows(OUT, head, HEADS, 0, tokens, o_b, o_h, o_n), present, e, E, FULL_E)
         lse = tl.load(LSE + tokens, mask=present, other=float("inf"))
@@ -170,6 +174,11 @@ def backward(
                 more, dk_r, dv_r = pull(query, rest, dk_r, dv_r, scale, d, EUCLIDEAN, PRECISION)
                 dq += more
             store_tile(token_rows(DQ, head, HEADS, 0, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)
+    if TIED and not WHOLE:
+        tl.debug_barrier()  # the rows of DQ were written by other threads of this program
+        dk += load_tile(token_rows(DQ, head, HEADS, 0, tokens, dq_b, dq_h, dq_n), present, d, D, FULL_D)
+        if REST > 0:
+            dk_r += load_tile(token_rows(DQ, head, HEADS, 0, tokens_r, dq_b, dq_h, dq_n), present_r, d, D, FULL_D)
     store_tile(token_rows(DK, head, HEADS, 0, tokens, dk_b, dk_h, dk_n), dk, present, d, D, FULL_D)
     store_tile(token_rows(DV, head, HEADS, 0, tokens, dv_b, dv_h, dv_n), dv, present, e, E, FULL_E)
     if REST > 0:
@@ -247,7 +256,7 @@ def double_backward(
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, TIED: tl.constexpr,
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """ddO, dQ2, dK2 and dV2 of a (batch, head). With TIED, dK2 takes dQ2 in and DQ is not touched."""
+    """ddO, dQ2, dK2 and dV2 of a (batch, head). With TIED, DQ is scratch in float32, which dK2 takes in."""
     head = tl.program_id(0)
     LSE += head.to(tl.int64) * N
     tokens = tl.arange(0, FIRST)
@@ -274,42 +283,26 @@ def double_backward(
         rest = (k_r, k_rows_r, present_r, v_r, b_r, c_r, kb_r)
         dk_r = tl.zeros((REST, D), tl.float32)
         dv_r = tl.zeros((REST, E), tl.float32)
-    if TIED:
-        grad = load_tile(token_rows(G, head, HEADS, 0, tokens, g_b, g_h, g_n), present, e, E, FULL_E)
-        out = load_tile(token_rows(OUT, head, HEADS, 0, tokens, o_b, o_h, o_n), present, e, E, FULL_E)
-        lse = tl.load(LSE + tokens, mask=present, other=float("inf"))
-        query = (k, k_rows, present, grad, lse, row_products(grad, out), b, kb)
+    for start in range(0, N, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        valid = rows < N
+        q_rows = token_rows(Q, head, HEADS, 0, rows, q_b, q_h, q_n)
+        q = load_tile(q_rows, valid, d, D, FULL_D)
+        a = load_tile(token_rows(A, head, HEADS, 0, rows, a_b, a_h, a_n), valid, d, D, FULL_D)
+        grad = load_tile(token_rows(G, head, HEADS, 0, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
+        out = load_tile(token_rows(OUT, head, HEADS, 0, rows, o_b, o_h, o_n), valid, e, E, FULL_E)
+        lse = tl.load(LSE + rows, mask=valid, other=float("inf"))
+        query = (q, q_rows, valid, grad, lse, row_products(grad, out), a, row_products(q, a))
         ddo, dq, dk, dv, dk_r, dv_r = second_rows(
             query, first, rest, dk, dv, dk_r, dv_r, scale, d, EUCLIDEAN, PRECISION, REST
         )
-        dk += dq
-        store_tile(token_rows(DDO, head, HEADS, 0, tokens, ddo_b, ddo_h, ddo_n), ddo, present, e, E, FULL_E)
+        store_tile(token_rows(DDO, head, HEADS, 0, rows, ddo_b, ddo_h, ddo_n), ddo, valid, e, E, FULL_E)
+        store_tile(token_rows(DQ, head, HEADS, 0, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)
+    if TIED:
+        tl.debug_barrier()  # the rows of DQ were written by other threads of this program
+        dk += load_tile(token_rows(DQ, head, HEADS, 0, tokens, dq_b, dq_h, dq_n), present, d, D, FULL_D)
         if REST > 0:
-            grad = load_tile(token_rows(G, head, HEADS, 0, tokens_r, g_b, g_h, g_n), present_r, e, E, FULL_E)
-            out = load_tile(token_rows(OUT, head, HEADS, 0, tokens_r, o_b, o_h, o_n), present_r, e, E, FULL_E)
-            lse = tl.load(LSE + tokens_r, mask=present_r, other=float("inf"))
-            query_r = (k_r, k_rows_r, present_r, grad, lse, row_products(grad, out), b_r, kb_r)
-            ddo, dq, dk, dv, dk_r, dv_r = second_rows(
-                query_r, first, rest, dk, dv, dk_r, dv_r, scale, d, EUCLIDEAN, PRECISION, REST
-            )
-            dk_r += dq
-            store_tile(token_rows(DDO, head, HEADS, 0, tokens_r, ddo_b, ddo_h, ddo_n), ddo, present_r, e, E, FULL_E)
-    else:
-        for start in range(0, N, ROWS):
-            rows = start + tl.arange(0, ROWS)
-            valid = rows < N
-            q_rows = token_rows(Q, head, HEADS, 0, rows, q_b, q_h, q_n)
-            q = load_tile(q_rows, valid, d, D, FULL_D)
-            a = load_tile(token_rows(A, head, HEADS, 0, rows, a_b, a_h, a_n), valid, d, D, FULL_D)
-            grad = load_tile(token_rows(G, head, HEADS, 0, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
-            out = load_tile(token_rows(OUT, head, HEADS, 0, rows, o_b, o_h, o_n), valid, e, E, FULL_E)
-            lse = tl.load(LSE + rows, mask=valid, other=float("inf"))
-            query = (q, q_rows, valid, grad, lse, row_products(grad, out), a, row_products(q, a))
-            ddo, dq, dk, dv, dk_r, dv_r = second_rows(
-                query, first, rest, dk, dv, dk_r, dv_r, scale, d, EUCLIDEAN, PRECISION, REST
-            )
-            store_tile(token_rows(DDO, head, HEADS, 0, rows, ddo_b, ddo_h, ddo_n), ddo, valid, e, E, FULL_E)
-            store_tile(token_rows(DQ, head, HEADS, 0, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)
+            dk_r += load_tile(token_rows(DQ, head, HEADS, 0, tokens_r, dq_b, dq_h, dq_n), present_r, d, D, FULL_D)
     store_tile(token_rows(DK, head, HEADS, 0, tokens, dk_b, dk_h, dk_n), dk, present, d, D, FULL_D)
     store_tile(token_rows(DV, head, HEADS, 0, tokens, dv_b, dv_h, dv_n), dv, present, e, E, FULL_E)
     if REST > 0:

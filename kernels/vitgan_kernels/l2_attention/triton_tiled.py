@@ -34,7 +34,7 @@ def forward(
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
     HEADS, N, M, d, e, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
-    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """O and the log-sum-exp of a tile of queries, by an online softmax over the keys."""
     tiles = tl.cdiv(N, ROWS)
@@ -71,7 +71,7 @@ def backward_rows(
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n, dq_b, dq_h, dq_n,
     HEADS, N, M, d, e, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
-    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """dQ and D of a tile of queries; G is dO."""
     tiles = tl.cdiv(N, ROWS)
@@ -158,7 +158,7 @@ def second_order_sums(
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
     HEADS, N, M, d, e, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
-    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The row sums that the second order needs before its passes: D, g and w = sum P W = sum P (dP G + X) - 2 D g."""
     tiles = tl.cdiv(N, ROWS)
@@ -204,7 +204,7 @@ def second_order_rows(
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, ddo_b, ddo_h, ddo_n, dq_b, dq_h, dq_n,
     HEADS, N, M, d, e, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
-    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """ddO and dQ2 of a tile of queries."""
     tiles = tl.cdiv(N, ROWS)
