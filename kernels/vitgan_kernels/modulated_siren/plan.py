@@ -1,0 +1,122 @@
+"""Which kernels serve a call, in tiles of which size: sizes only, no Triton and no tensor.
+
+Nothing is tuned at run time. Which program computes what, and so the order of every sum, follows from the shapes, the
+dtype and the kind of GPU alone, never from the device's number of multiprocessors: results repeat bit for bit.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["half", "tf32", "ieee"]
+"""How products are computed: 16-bit operands, float32 rounded to TF32, or float32 without tensor cores."""
+
+LARGEST_HEAD = 16
+LARGEST_FUSED_WIDTH = 512
+WORKSPACE = 128 * 2**20
+"""Bytes of hidden layers and their gradients in memory at a time; larger batches go in groups of samples."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes, and by how many warps: rows are points of samples."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        """Options of the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# kernel: kind: tile. Chosen so that nothing spills and shared memory stays below 99 KB (CUDA), 64 KB (AMD), as
+# tests/aot checks; not tuned on a GPU.
+_TILES: dict[str, dict[str, Tile]] = {
+    "layer_forward": {
+        "half": Tile(128, 128, 32, 8, 3),
+        "tf32": Tile(128, 64, 32, 8, 2),
+        "ieee": Tile(32, 64, 16, 4, 2),
+    },
+    "network2_forward": {
+        "half": Tile(128, 128, 32, 8, 3),
+        "tf32": Tile(64, 64, 32, 4, 2),
+    },
+    "network3_forward": {
+        "half": Tile(64, 128, 32, 8, 2),
+        "tf32": Tile(64, 128, 32, 8, 2),
+    },
+    "layer_backward": {
+        "half": Tile(128, 64, 32, 8, 3),
+        "tf32": Tile(64, 64, 32, 8, 2),
+        "ieee": Tile(32, 64, 16, 4, 2),
+    },
+    "head_backward": {
+        "half": Tile(64, 64, 32, 4, 3),
+        "tf32": Tile(64, 64, 32, 8, 2),
+        "ieee": Tile(32, 32, 16, 4, 2),
+    },
+    "input_backward": {
+        "half": Tile(128, 128, 32, 8, 3),
+        "tf32": Tile(64, 64, 32, 8, 2),
+        "ieee": Tile(32, 64, 16, 4, 2),
+    },
+    "weight_backward": {  # depth is the number of outputs
+        "half": Tile(32, 128, 128, 8, 3),
+        "tf32": Tile(32, 64, 64, 4, 2),
+        "ieee": Tile(16, 32, 64, 4, 2),
+    },
+}
+_HIP_TILES: dict[str, dict[str, Tile]] = {}
+
+
+def tile(kernel: str, kind: Kind, target: str, *, columns: int, depth: int) -> Tile:
+    """The tile of a kernel, no larger than there are columns and depth to fill it (16 at least, for tensor cores)."""
+    chosen = _TILES[kernel][kind]
+    if target == "hip":
+        chosen = _HIP_TILES.get(kernel, {}).get(kind, chosen)
+    return Tile(
+        chosen.rows,
+        min(chosen.columns, max(16, power_of_two(columns))),
+        min(chosen.depth, max(16, power_of_two(depth))),
+        chosen.warps,
+        chosen.stages,
+    )
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def points_of_tile(points: int, rows: int) -> int:
+    """How many points of a sample a tile of `rows` rows takes: few rows stay empty, and few tiles share a sample."""
+    largest = min(rows, power_of_two(points))
+    candidates = [largest >> shift for shift in range(largest.bit_length()) if largest >> shift >= min(16, largest)]
+    return min(candidates, key=lambda size: -(-points // size) * size)
+
+
+def parts(products: int, of: int) -> int:
+    """Into how many partial sums a sum over `of` tiles is cut, where `products` programs need one each."""
+    return max(1, min(of, -(-1024 // products)))
+
+
+def obstacle_to_fusion(kind: Kind, widths: list[int]) -> str | None:
+    """Why the whole network cannot be one kernel, or None. widths: of x, of each hidden layer, of the output."""
+    hidden = widths[1:-1]
+    if len(hidden) not in (1, 2):
+        return f"it has {len(hidden)} hidden layers, one kernel takes 1 or 2"
+    if max(hidden) > LARGEST_FUSED_WIDTH:
+        return f"a hidden layer has {max(hidden)} features, more than the {LARGEST_FUSED_WIDTH} a program can hold"
+    if widths[-1] > LARGEST_HEAD:
+        return f"it has {widths[-1]} outputs, one kernel takes at most {LARGEST_HEAD}"
+    if kind == "ieee":
+        return "float32 products without TF32 do not use tensor cores, and their tiles do not fit in registers"
+    return None
+
+
+def samples_at_a_time(batch: int, bytes_of_a_sample: int) -> int:
+    """How many samples go through the layers together, so that what lies between them takes at most WORKSPACE bytes."""
+    groups = -(-batch * bytes_of_a_sample // WORKSPACE)
+    return max(1, -(-batch // max(1, groups)))
