@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitgan_kernels import triton_support
 from vitgan_kernels.l2_attention import tiles, triton_short, triton_tiled
+from vitgan_kernels.l2_attention.layout import empty_like, row_sums
 
 
 def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor]:
@@ -89,20 +90,6 @@ def double_backward(
         call.run(triton_tiled.second_order_rows, [*inputs, *sums, ddo, dq], [*inputs, ddo, dq], per="rows")
         call.run(triton_tiled.second_order_keys, [*inputs, *sums, dq, dk, dv], [*inputs, dq, dk, dv], per="keys")
     return (ddo, dk, None, dv) if call.tied else (ddo, dq, dk, dv)
-
-
-def empty_like(x: Tensor, width: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """(B, H, N, width), tokens outside heads in memory where x has them so: then heads merge without a copy."""
-    b, h, n, d = x.shape
-    width = d if width is None else width
-    if h > 1 and 0 < x.stride(1) < x.stride(2):
-        return x.new_empty((b, n, h, width), dtype=dtype).transpose(1, 2)
-    return x.new_empty((b, h, n, width), dtype=dtype)
-
-
-def row_sums(q: Tensor) -> Tensor:
-    """A float32 number for each query: (B, H, N)."""
-    return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def _loadable(*tensors: Tensor) -> list[Tensor]:

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitgan_kernels.l2_attention.op import l2_attention
+from vitgan_kernels.l2_attention.reference import Metric
 
 
 class L2SelfAttention(nn.Module):
@@ -14,7 +15,7 @@ class L2SelfAttention(nn.Module):
     Args:
         dim: features of a token; must be a multiple of heads.
         heads: number of heads; each attends in d = dim / heads features.
-        scale: score per squared distance, as in `l2_attention`; None means d ** -0.5.
+        scale, metric: as in `l2_attention`; scale=None means d ** -0.5.
         tied: share one projection between queries and keys, without a bias.
         linear: makes a projection from (in, out); spectral normalisation and the like are left to the caller.
         backend: see `use_backend`.
@@ -28,6 +29,7 @@ class L2SelfAttention(nn.Module):
         heads: int = 1,
         *,
         scale: float | None = None,
+        metric: Metric = "sqeuclidean",
         tied: bool = True,
         linear: Callable[[int, int], nn.Module] = nn.Linear,
         backend: str | None = None,
@@ -37,6 +39,7 @@ class L2SelfAttention(nn.Module):
             raise ValueError(f"L2SelfAttention: dim must be a multiple of heads, got dim={dim}, heads={heads}")
         self.heads = heads
         self.scale = scale
+        self.metric = metric
         self.backend = backend
         self.to_q = linear(dim, dim)
         self.to_k = None if tied else linear(dim, dim)
@@ -50,7 +53,8 @@ class L2SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q = self._split(self.to_q(x))
         k = None if self.to_k is None else self._split(self.to_k(x))
-        out = l2_attention(q, k, self._split(self.to_v(x)), scale=self.scale, backend=self.backend)
+        v = self._split(self.to_v(x))
+        out = l2_attention(q, k, v, scale=self.scale, metric=self.metric, backend=self.backend)
         return self.to_out(rearrange(out, "... heads tokens d -> ... tokens (heads d)"))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -1,18 +1,27 @@
 """The public function: argument checks and the choice of an implementation."""
 
+import torch
 from torch import Tensor, broadcast_shapes
 
+from vitgan_kernels import triton_support
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
-from vitgan_kernels.l2_attention import reference
+from vitgan_kernels.l2_attention import reference, registered, tiles
+from vitgan_kernels.l2_attention.reference import Metric
 
-OPERATOR = Operator("l2_attention", [Implementation("reference", reference.l2_attention, always)])
+METRICS = ("sqeuclidean", "euclidean")
 
 
 def l2_attention(
-    q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None = None, backend: str | None = None
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    metric: Metric = "sqeuclidean",
+    backend: str | None = None,
 ) -> Tensor:
-    """Attention whose score is a squared distance: softmax_j(-scale * ||q_i - k_j||^2) @ v.
+    """Attention whose score is a distance: softmax_j(-scale * ||q_i - k_j||^2) @ v.
 
     With q = k (k=None, or q itself) and bounded inputs this attention is Lipschitz, which dot-product attention
     is not (Kim, Papamakarios, Mnih, "The Lipschitz constant of self-attention", 2021; ViTGAN section 3.2).
@@ -21,7 +30,9 @@ def l2_attention(
         q: (..., N, d) queries, floating point.
         k: (..., M, d) keys, or None, which means q itself: one load, one gradient.
         v: (..., M, e) values. Leading dimensions of q, k and v broadcast.
-        scale: score per squared distance; None means d ** -0.5.
+        scale: score per distance, of either sign; None means d ** -0.5.
+        metric: "sqeuclidean", or "euclidean" for softmax_j(-scale * ||q_i - k_j||). The second has no derivative where
+            a query is a key; 0 is taken there, as for PyTorch's norms.
         backend: see `use_backend`.
 
     Returns:
@@ -29,9 +40,14 @@ def l2_attention(
 
     Raises:
         TypeError: a tensor is not floating point, or the dtypes differ.
-        ValueError: shapes or devices do not fit, there is no key, or scale is not finite.
+        ValueError: shapes or devices do not fit, there is no key, scale is not finite, or metric is not known.
 
-    Derivatives: reverse mode to any order, forward mode.
+    Derivatives: reference: reverse mode to any order, forward mode. triton: reverse mode to order 2, each order fused;
+    order 3 is an error; forward mode and torch.func run the reference.
+
+    Precision: scores, softmax and sums are float32 for lower dtypes. The kernels round probabilities to the dtype of
+    the inputs before they multiply values; products of float32 follow PyTorch's setting
+    (`torch.set_float32_matmul_precision`).
     """
     if k is q:
         k = None
@@ -40,21 +56,80 @@ def l2_attention(
     _check_shapes(q, q if k is None else k, v)
     if scale is not None:
         check_finite_number("l2_attention", "scale", scale)
+    if metric not in METRICS:
+        raise ValueError(f"l2_attention: metric must be one of {', '.join(METRICS)}, got {metric!r}")
     with without_autocast(q):
-        return OPERATOR.select(backend, q, k, v, scale=scale).run(q, k, v, scale=scale)
+        return OPERATOR.select(backend, q, k, v, scale=scale, metric=metric).run(q, k, v, scale=scale, metric=metric)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if min(q.ndim, k.ndim, v.ndim) < 2:
-        raise ValueError(f"l2_attention: q, k, v need at least 2 dimensions (tokens, features), got {shapes}")
+        raise _misfit("q, k, v need at least 2 dimensions (tokens, features)", q, k, v)
     if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"l2_attention: q and k must have the same number of features, got {shapes}")
+        raise _misfit("q and k must have the same number of features", q, k, v)
     if k.shape[-2] != v.shape[-2]:
-        raise ValueError(f"l2_attention: k and v must have the same number of tokens, got {shapes}")
+        raise _misfit("k and v must have the same number of tokens", q, k, v)
     if k.shape[-2] == 0 or q.shape[-1] == 0:
-        raise ValueError(f"l2_attention: a softmax needs at least one key of at least one feature, got {shapes}")
+        raise _misfit("a softmax needs at least one key of at least one feature", q, k, v)
     try:
         broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     except RuntimeError:
-        raise ValueError(f"l2_attention: the leading dimensions do not broadcast, got {shapes}") from None
+        raise _misfit("the leading dimensions do not broadcast", q, k, v) from None
+
+
+def _misfit(what: str, q: Tensor, k: Tensor, v: Tensor) -> ValueError:
+    return ValueError(f"l2_attention: {what}, got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
+
+
+def _fused(q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None, metric: Metric = "sqeuclidean") -> Tensor:
+    """The registered operators, which know exactly two leading dimensions."""
+    leading = broadcast_shapes(q.shape[:-2], v.shape[:-2], q.shape[:-2] if k is None else k.shape[:-2])
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    heads, keys, values = (None if x is None else _two_leading(x, leading) for x in (q, k, v))
+    assert heads is not None
+    assert values is not None
+    out = registered.l2_attention(heads, keys, values, scale, metric == "euclidean")
+    return out.reshape(*leading, *out.shape[-2:])
+
+
+def _two_leading(x: Tensor, leading: torch.Size) -> Tensor:
+    x = x.expand(*leading, *x.shape[-2:])
+    if len(leading) > 2:
+        return x.flatten(0, -4)
+    return x.reshape((1,) * (2 - len(leading)) + x.shape)
+
+
+def _can_handle(
+    q: Tensor, k: Tensor | None, v: Tensor, *, interpreted: bool, scale: float | None = None, metric: str = METRICS[0]
+) -> tuple[bool, str]:
+    why_not = triton_support.unable(q, k, v, interpreted=interpreted)
+    if why_not is not None:
+        return False, why_not
+    d, e = q.shape[-1], v.shape[-1]
+    if d > tiles.WIDEST or e > tiles.WIDEST:
+        return False, f"d and e go to {tiles.WIDEST}, and here one is larger"
+    if q.numel() == 0 or v.numel() == 0:
+        return False, "a tensor is empty"
+    where = "interpreted on the CPU" if interpreted else "fused"
+    if torch.compiler.is_compiling():  # where sizes may be symbols, which a message would fix
+        return True, f"{where}, reverse mode to order 2"
+    return True, f"{where}, reverse mode to order 2; {tiles.reason(q.shape[-2], v.shape[-2])}"
+
+
+def _on_gpu(*args: Tensor, **kwargs: object) -> tuple[bool, str]:
+    return _can_handle(*args, interpreted=False, **kwargs)  # type: ignore[arg-type]
+
+
+def _on_interpreter(*args: Tensor, **kwargs: object) -> tuple[bool, str]:
+    return _can_handle(*args, interpreted=True, **kwargs)  # type: ignore[arg-type]
+
+
+OPERATOR = Operator(
+    "l2_attention",
+    [
+        Implementation("triton", _fused, _on_gpu),
+        Implementation("reference", reference.l2_attention, always),
+    ],
+)
+if triton_support.INTERPRETED:  # after the reference, so that it runs only where it is asked for
+    OPERATOR.implementations.append(Implementation("triton", _fused, _on_interpreter))

@@ -52,3 +52,12 @@ def short(order: int, shape: Shape) -> dict[str, int] | None:
 def tiled(kernel: str, shape: Shape) -> dict[str, int]:
     """Tiles and options of a kernel of the tiled path."""
     return {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 1}
+
+
+def reason(n: int, m: int) -> str:
+    """Which path a length takes and why, for `explain`."""
+    if max(n, m) <= LONGEST_SHORT:
+        first, rest = blocks(m)
+        held = f"{first} + {rest}" if rest else f"{first}"
+        return f"short path: {m} keys fit one program, as {held}; widths that do not fit an order's are tiled"
+    return f"tiled path: more than {LONGEST_SHORT} queries or keys ({n} and {m})"

@@ -1,0 +1,18 @@
+"""The memory that L2 attention's results are written to."""
+
+import torch
+from torch import Tensor
+
+
+def empty_like(x: Tensor, width: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, H, N, width), tokens outside heads in memory where x has them so: then heads merge without a copy."""
+    b, h, n, d = x.shape
+    width = d if width is None else width
+    if h > 1 and 0 < x.stride(1) < x.stride(2):
+        return x.new_empty((b, n, h, width), dtype=dtype).transpose(1, 2)
+    return x.new_empty((b, h, n, width), dtype=dtype)
+
+
+def row_sums(q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One number for each query: (B, H, N)."""
+    return q.new_empty(q.shape[:3], dtype=dtype)
