@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*.cpp"))
 # no -march: a wheel must run on machines other than the one that built it
-CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
 class CannotBuildError(Exception):
@@ -80,7 +80,7 @@ def ninja_file(sources: list[str], target: str) -> str:
     rules = {
         "cxx": [*compiler, *flags, *depfile],
         "binding": [*compiler, *flags, *find_includes(), flags_for_build_info, *depfile],
-        "link": [*compiler, "-shared", "-o", "$out", "$in", *shlex.split(os.environ.get("LDFLAGS", ""))],
+        "link": [*compiler, "-shared", "-pthread", "-o", "$out", "$in", *shlex.split(os.environ.get("LDFLAGS", ""))],
     }
     lines = []
     for rule, command in rules.items():

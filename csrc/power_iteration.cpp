@@ -1,8 +1,21 @@
+// The CPU's side of power_iteration.h. A matrix is the work of one thread, which passes over it while it is in cache.
 #include "power_iteration.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <vector>
+#include <numeric>
+#include <system_error>
+#include <thread>
+
+// Loops over whole matrices are compiled for wider vector registers too, and the machine takes its own at load time.
+// The sums are written lane by lane and C++ does not contract a product and a sum, so that all give the same bits.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
+    !defined(__SANITIZE_ADDRESS__)
+#define VITGAN_FOR_EACH_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define VITGAN_FOR_EACH_SIMD
+#endif
 
 namespace vitgan {
 namespace {
@@ -13,8 +26,11 @@ using Index = std::int64_t;
 // accumulators are sixteen independent sums: they fill the vector registers, and their order is fixed here.
 constexpr Index kLanes = 16;
 
+// Starting a thread costs about as much as passing over so many elements.
+constexpr Index kElementsWorthAThread = 1 << 16;
+
 template <typename T>
-T dot(const T* __restrict__ a, const T* __restrict__ b, Index n) {
+__attribute__((always_inline)) inline T dot(const T* __restrict__ a, const T* __restrict__ b, Index n) {
   T lanes[kLanes] = {};
   Index i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -43,53 +59,159 @@ void normalise(const T* x, T* out, Index n, double eps) {
   for (Index i = 0; i < n; ++i) out[i] = static_cast<T>(static_cast<double>(x[i]) / divisor);
 }
 
-// out = W x
+// out = M right
 template <typename T>
-void product(const T* weight, Index rows, Index cols, const T* x, T* out) {
-  for (Index row = 0; row < rows; ++row) out[row] = dot(weight + row * cols, x, cols);
+VITGAN_FOR_EACH_SIMD void times_right(const T* matrix, Index rows, Index cols, const T* right, T* out) {
+  for (Index row = 0; row < rows; ++row) out[row] = dot(matrix + row * cols, right, cols);
 }
 
-// out = W^T x, walking W along its rows, four at a time so that `out` is loaded and stored once for the four.
+// out = M^T left, walking M along its rows, four at a time so that `out` is loaded and stored once for the four.
 template <typename T>
-void transposed_product(const T* __restrict__ weight, Index rows, Index cols, const T* __restrict__ x,
-                        T* __restrict__ out) {
+VITGAN_FOR_EACH_SIMD void times_left(const T* __restrict__ matrix, Index rows, Index cols, const T* __restrict__ left,
+                                     T* __restrict__ out) {
   std::fill_n(out, cols, T(0));
   Index row = 0;
   for (; row + 4 <= rows; row += 4) {
-    const T* __restrict__ w0 = weight + row * cols;
-    const T* __restrict__ w1 = w0 + cols;
-    const T* __restrict__ w2 = w1 + cols;
-    const T* __restrict__ w3 = w2 + cols;
-    const T x0 = x[row], x1 = x[row + 1], x2 = x[row + 2], x3 = x[row + 3];
+    const T* __restrict__ m0 = matrix + row * cols;
+    const T* __restrict__ m1 = m0 + cols;
+    const T* __restrict__ m2 = m1 + cols;
+    const T* __restrict__ m3 = m2 + cols;
+    const T x0 = left[row], x1 = left[row + 1], x2 = left[row + 2], x3 = left[row + 3];
     for (Index col = 0; col < cols; ++col) {
-      out[col] += (x0 * w0[col] + x1 * w1[col]) + (x2 * w2[col] + x3 * w3[col]);
+      out[col] += (x0 * m0[col] + x1 * m1[col]) + (x2 * m2[col] + x3 * m3[col]);
     }
   }
   for (; row < rows; ++row) {
-    const T* __restrict__ w = weight + row * cols;
-    const T scale = x[row];
-    for (Index col = 0; col < cols; ++col) out[col] += scale * w[col];
+    const T* __restrict__ m = matrix + row * cols;
+    const T x = left[row];
+    for (Index col = 0; col < cols; ++col) out[col] += x * m[col];
   }
+}
+
+template <typename T>
+VITGAN_FOR_EACH_SIMD void multiply(const T* __restrict__ x, T scale, T* __restrict__ out, Index n) {
+  for (Index i = 0; i < n; ++i) out[i] = x[i] * scale;
+}
+
+// <A, B>, rows in T and their sum in double
+template <typename T>
+VITGAN_FOR_EACH_SIMD double inner_product(const T* a, const T* b, Index rows, Index cols) {
+  double sum = 0.0;
+  for (Index row = 0; row < rows; ++row) sum += static_cast<double>(dot(a + row * cols, b + row * cols, cols));
+  return sum;
+}
+
+// out = scale * G + along * left right^T
+template <typename T>
+VITGAN_FOR_EACH_SIMD void combine(const T* __restrict__ grad, Index rows, Index cols, T scale, double along,
+                                  const T* __restrict__ left, const T* __restrict__ right, T* __restrict__ out) {
+  for (Index row = 0; row < rows; ++row) {
+    const T factor = static_cast<T>(along * static_cast<double>(left[row]));
+    const T* const g = grad + row * cols;
+    T* const o = out + row * cols;
+    for (Index col = 0; col < cols; ++col) o[col] = scale * g[col] + factor * right[col];
+  }
+}
+
+// `product` is scratch for max(rows, cols) numbers.
+template <typename T>
+void normalise_one(const Matrix& m, const T* goal, T* sigma, Index n_iterations, double eps, T* product) {
+  const T* const weight = static_cast<const T*>(m.weight);
+  T* const left = static_cast<T*>(m.left);
+  T* const right = static_cast<T*>(m.right);
+  const auto towards_left = [&] { times_right(weight, m.rows, m.cols, right, product); };
+  const auto towards_right = [&] { times_left(weight, m.rows, m.cols, left, product); };
+
+  for (Index half = 0; half < 2 * n_iterations; ++half) {
+    if ((half % 2 == 0) == m.transposed) {
+      towards_left();
+      normalise(product, left, m.rows, eps);
+    } else {
+      towards_right();
+      normalise(product, right, m.cols, eps);
+    }
+  }
+  // after an iteration the product that sigma needs is there already: it made the vector that moved last
+  if (n_iterations == 0) m.transposed ? towards_right() : towards_left();
+  *sigma = static_cast<T>(m.transposed ? dot_in_double(right, product, m.cols) : dot_in_double(left, product, m.rows));
+
+  if (m.left_copy != m.left) std::copy_n(left, m.rows, static_cast<T*>(m.left_copy));
+  if (m.right_copy != m.right) std::copy_n(right, m.cols, static_cast<T*>(m.right_copy));
+  multiply(weight, (goal ? *goal : T(1)) / *sigma, static_cast<T*>(m.scaled), m.rows * m.cols);
+}
+
+template <typename T>
+void gradient_of_one(const Gradient& m, const T* goal, T sigma, const T* grad_sigma) {
+  const T* const weight = static_cast<const T*>(m.weight);
+  const T* const grad = static_cast<const T*>(m.grad_scaled);
+  const double inner = inner_product(weight, grad, m.rows, m.cols);
+  const double scale = (goal ? static_cast<double>(*goal) : 1.0) / static_cast<double>(sigma);
+  const double along = (grad_sigma ? static_cast<double>(*grad_sigma) : 0.0) - scale * inner / sigma;
+  combine(grad, m.rows, m.cols, static_cast<T>(scale), along, static_cast<const T*>(m.left),
+          static_cast<const T*>(m.right), static_cast<T*>(m.grad_weight));
+}
+
+// work(matrix, worker) for each matrix once, the largest first, on up to so many threads; worker is below threads.
+// Which thread takes which matrix changes no result.
+template <typename M, typename Work>
+void for_each_matrix(const std::vector<M>& matrices, int threads, const Work& work) {
+  std::vector<std::size_t> order(matrices.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return matrices[a].rows * matrices[a].cols > matrices[b].rows * matrices[b].cols;
+  });
+  std::atomic<std::size_t> next{0};
+  const auto run = [&](int worker) {
+    for (std::size_t i = next++; i < order.size(); i = next++) work(order[i], worker);
+  };
+  std::vector<std::thread> others;
+  others.reserve(static_cast<std::size_t>(threads));
+  try {
+    for (int worker = 1; worker < threads; ++worker) others.emplace_back(run, worker);
+  } catch (const std::system_error&) {
+    // no more threads to be had: those that run do all the work
+  }
+  run(0);
+  for (std::thread& other : others) other.join();
+}
+
+template <typename M>
+int useful_threads(const std::vector<M>& matrices, int threads) {
+  Index elements = 0;
+  for (const M& m : matrices) elements += m.rows * m.cols;
+  const Index useful = std::min<Index>(elements / kElementsWorthAThread, static_cast<Index>(matrices.size()));
+  return static_cast<int>(std::clamp<Index>(useful, 1, std::max(threads, 1)));
 }
 
 }  // namespace
 
 template <typename T>
-T power_iteration(const T* weight, std::int64_t rows, std::int64_t cols, T* u, T* v, std::int64_t n_iterations,
-                  double eps) {
-  std::vector<T> weight_v(static_cast<std::size_t>(rows));
-  if (n_iterations == 0) product(weight, rows, cols, v, weight_v.data());
-  for (Index iteration = 0; iteration < n_iterations; ++iteration) {
-    transposed_product(weight, rows, cols, u, v);
-    normalise(v, v, cols, eps);
-    product(weight, rows, cols, v, weight_v.data());
-    normalise(weight_v.data(), u, rows, eps);
-  }
-  return static_cast<T>(dot_in_double(u, weight_v.data(), rows));
+void spectral_norm(const std::vector<Matrix>& matrices, const T* goals, T* sigma, std::int64_t n_iterations, double eps,
+                   int threads) {
+  threads = useful_threads(matrices, threads);
+  Index longest = 0;
+  for (const Matrix& m : matrices) longest = std::max({longest, m.rows, m.cols});
+  std::vector<std::vector<T>> products(static_cast<std::size_t>(threads));
+  for (std::vector<T>& product : products) product.resize(static_cast<std::size_t>(longest));
+  for_each_matrix(matrices, threads, [&](std::size_t i, int worker) {
+    T* const product = products[static_cast<std::size_t>(worker)].data();
+    normalise_one(matrices[i], goals ? goals + i : nullptr, sigma + i, n_iterations, eps, product);
+  });
 }
 
-template float power_iteration<float>(const float*, std::int64_t, std::int64_t, float*, float*, std::int64_t, double);
-template double power_iteration<double>(const double*, std::int64_t, std::int64_t, double*, double*, std::int64_t,
-                                        double);
+template <typename T>
+void spectral_norm_backward(const std::vector<Gradient>& matrices, const T* goals, const T* sigma, const T* grad_sigma,
+                            int threads) {
+  for_each_matrix(matrices, useful_threads(matrices, threads), [&](std::size_t i, int) {
+    gradient_of_one(matrices[i], goals ? goals + i : nullptr, sigma[i], grad_sigma ? grad_sigma + i : nullptr);
+  });
+}
+
+template void spectral_norm<float>(const std::vector<Matrix>&, const float*, float*, std::int64_t, double, int);
+template void spectral_norm<double>(const std::vector<Matrix>&, const double*, double*, std::int64_t, double, int);
+template void spectral_norm_backward<float>(const std::vector<Gradient>&, const float*, const float*, const float*,
+                                            int);
+template void spectral_norm_backward<double>(const std::vector<Gradient>&, const double*, const double*, const double*,
+                                             int);
 
 }  // namespace vitgan

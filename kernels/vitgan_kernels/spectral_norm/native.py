@@ -1,31 +1,56 @@
-"""The compiled extension, on tensors: power iteration of one matrix in C++.
+"""The compiled extension, on tensors: the spectral normalisation of all matrices of a model in C++ or CUDA.
 
-`vitgan_kernels._native` takes raw addresses and includes no PyTorch header; here tensors are checked and
-handed over. It is loaded at the first call, so this module imports, and `available` explains, where it was
-not built.
+`vitgan_kernels._native` takes raw addresses and includes no PyTorch header; here tensors are allocated and handed
+over. It is loaded at the first call, so this module imports, and `available` explains, where it was not built.
+The arguments are those that `vitgan_kernels.spectral_norm` has checked.
 """
 
+import functools
 import importlib
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 _MODULE = "vitgan_kernels._native"
-_DTYPES = {torch.float32: "power_iteration_float32", torch.float64: "power_iteration_float64"}
+
+# Whether a call on a CUDA device may be one launch with barriers across the grid, where the device can.
+cooperative = True
 
 
 def available() -> tuple[bool, str]:
     """Whether the compiled extension can be used, and how it was built or else what to do about it."""
     try:
-        info = _load().build_info()
+        info = build_info()
     except RuntimeError as error:
         return False, str(error)
-    return True, f"{_MODULE} is built: {info['compiler']}, {info['standard']}, {info['flags']}"
+    cuda = f"CUDA for {info['cuda']}" if info["cuda"] else "without CUDA"
+    return True, f"{_MODULE} is built: {info['compiler']}, {info['standard']}, {info['flags']}; {cuda}"
+
+
+@functools.cache
+def device_available(device: int) -> tuple[bool, str]:
+    """Whether its CUDA kernels can run on the device of this number, or why not and what to do about it."""
+    ok, why = available()
+    if not ok:
+        return False, why
+    if not build_info()["cuda"]:
+        what_to_do = "install nvcc, then install vitgan again from its source"
+        return False, f"{_MODULE} was built without CUDA: {what_to_do} (`pip install -v` shows what the build found)"
+    try:
+        _load().check_cuda_device(device)
+    except RuntimeError as error:
+        what_to_do = "build for it with VITGAN_CUDA_ARCHS, or update the driver"
+        return (
+            False,
+            f"the kernels, built for {build_info()['cuda']}, cannot run on cuda:{device} ({error}): {what_to_do}",
+        )
+    return True, f"CUDA, built for {build_info()['cuda']}"
 
 
 def build_info() -> dict[str, str]:
-    """The `compiler`, `standard` and `flags` of the compiled extension.
+    """The `compiler`, `standard`, `flags` and `cuda` (architectures, or empty) of the compiled extension.
 
     Raises:
         RuntimeError: the extension is not there or cannot be loaded.
@@ -33,35 +58,142 @@ def build_info() -> dict[str, str]:
     return dict(_load().build_info())
 
 
-def power_iteration(weight: Tensor, u: Tensor, v: Tensor, n_iterations: int = 1, eps: float = 1e-12) -> Tensor:
-    """`n_iterations` times, in place: v <- normalise(W^T u), u <- normalise(W v). Then sigma = u^T W v.
+def spectral_norm(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    sigma_init: Tensor | None,
+    n_iterations: int,
+    eps: float,
+    dtype: torch.dtype | None,
+    *,
+    in_place: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Power iteration, sigma and the scaled weights of all matrices, as `vitgan_kernels.spectral_norm` defines them.
 
-    normalise(x) is x / max(||x||, eps). Not differentiable: u and v are constants of spectral normalisation,
-    and sigma comes without a graph. Equal inputs give equal bits.
+    A weight is read where it lies if it is contiguous or a matrix whose transpose is; any other is copied first.
 
     Args:
-        weight: (out, in), contiguous, float32 or float64, on the CPU.
-        u: (out,), of the same dtype, contiguous; overwritten.
-        v: (in,), of the same dtype, contiguous; overwritten.
-        n_iterations: zero leaves u and v as they are.
-        eps: the smallest norm divided by.
+        weights, u, v, sigma_init, n_iterations, eps, dtype: as there; u and v contiguous.
+        in_place: move u and v, or leave them alone and return the moved vectors only.
 
     Returns:
-        sigma, a scalar tensor of the weight's dtype.
+        The scaled weights, laid out as the weights are read; sigma (L,); and u[0], v[0], u[1], ... after the
+        iterations, in one new tensor. No graph.
 
     Raises:
-        ValueError: a tensor does not fit this description, or two of them share memory.
-        RuntimeError: the extension is not there or cannot be loaded.
-
-    Source: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", algorithm 1.
+        ValueError: what is written overlaps with something else.
+        RuntimeError: the extension is not there or cannot be loaded, or an error of CUDA.
     """
-    _check(weight, u, v)
-    function = getattr(_load(), _DTYPES[weight.dtype])
-    sigma = function(weight.data_ptr(), *weight.shape, u.data_ptr(), v.data_ptr(), n_iterations, eps)
-    if n_iterations > 0:
-        # the extension writes behind PyTorch's back; autograd must still notice a u or v that it had saved
-        torch.autograd.graph.increment_version((u, v))
-    return torch.tensor(sigma, dtype=weight.dtype)
+    first = weights[0]
+    if in_place:
+        vectors = first.new_empty(sum(x.numel() for x in (*u, *v)))
+    else:
+        vectors = torch.cat([x for pair in zip(u, v, strict=True) for x in pair])
+    weights = [as_it_is_read(weight) for weight in weights]
+    scaled = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+    sigma = first.new_empty(len(weights))
+    goals = None if sigma_init is None else sigma_init.contiguous()
+    table = []
+    for weight, result, u_l, v_l, (u_copy, v_copy) in zip(weights, scaled, u, v, _pairs(vectors, weights), strict=True):
+        moved = (u_l.data_ptr(), v_l.data_ptr()) if in_place else (u_copy, v_copy)
+        table.append((*_memory(weight), weight.data_ptr(), *moved, u_copy, v_copy, result.data_ptr()))
+    arguments = (_address(goals), sigma.data_ptr(), n_iterations, eps)
+    module = _load()
+    if _on_cuda(first):
+        workspace = _workspace(module.spectral_norm_workspace, weights)
+        module.spectral_norm_cuda(table, _name(scaled[0].dtype), *arguments, *_launch(workspace))
+    else:
+        getattr(module, f"spectral_norm_{_name(first.dtype)}")(table, *arguments, torch.get_num_threads())
+    return scaled, sigma, vectors
+
+
+def spectral_norm_backward(
+    grads: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    vectors: Tensor,
+    sigma: Tensor,
+    sigma_init: Tensor | None,
+    grad_sigma: Tensor | None,
+) -> list[Tensor]:
+    """The gradients of all weights, from those of the scaled weights and of sigma (None: zero).
+
+    A gradient that does not lie in memory as its weight is read is copied first.
+    """
+    weights = [as_it_is_read(weight) for weight in weights]
+    grads = [_laid_out_as(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+    results = [torch.empty_like(weight) for weight in weights]
+    goals = None if sigma_init is None else sigma_init.contiguous()
+    sigma, grad_sigma = sigma.contiguous(), None if grad_sigma is None else grad_sigma.contiguous()
+    table = [
+        (*_memory(weight), weight.data_ptr(), *pair, grad.data_ptr(), result.data_ptr())
+        for weight, grad, result, pair in zip(weights, grads, results, _pairs(vectors, weights), strict=True)
+    ]
+    arguments = (_address(goals), sigma.data_ptr(), _address(grad_sigma))
+    module = _load()
+    if _on_cuda(vectors):
+        workspace = _workspace(module.spectral_norm_backward_workspace, weights)
+        module.spectral_norm_backward_cuda(table, _name(grads[0].dtype), *arguments, *_launch(workspace))
+    else:
+        getattr(module, f"spectral_norm_backward_{_name(vectors.dtype)}")(table, *arguments, torch.get_num_threads())
+    return results
+
+
+def as_it_is_read(weight: Tensor) -> Tensor:
+    """The weight itself if it, or its transpose, is contiguous; otherwise a contiguous copy."""
+    return weight if _is_transposed(weight) else weight.contiguous()
+
+
+def _is_transposed(weight: Tensor) -> bool:
+    return weight.ndim == 2 and not weight.is_contiguous() and weight.t().is_contiguous()
+
+
+def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
+    return grad.t().contiguous().t() if _is_transposed(weight) else grad.contiguous()
+
+
+def _memory(weight: Tensor) -> tuple[int, int, bool]:
+    """Rows and columns as they lie in memory, and whether that is the transpose of the weight."""
+    rows = weight.shape[0]
+    cols = weight.numel() // rows
+    return (cols, rows, True) if _is_transposed(weight) else (rows, cols, False)
+
+
+def _pairs(vectors: Tensor, weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """The addresses of each u and v in the one tensor that holds them all."""
+    pairs, address, size = [], vectors.data_ptr(), vectors.element_size()
+    for weight in weights:
+        rows = weight.shape[0]
+        pairs.append((address, address + rows * size))
+        address += (rows + weight.numel() // rows) * size
+    return pairs
+
+
+def _on_cuda(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _workspace(bytes_for: Callable[[list[tuple[int, int]]], int], weights: Sequence[Tensor]) -> Tensor:
+    """Scratch on the weights' device, in units of eight bytes, for its alignment."""
+    size = bytes_for([_memory(weight)[:2] for weight in weights])
+    return torch.empty(-(-size // 8), dtype=torch.float64, device=weights[0].device)
+
+
+def _launch(workspace: Tensor) -> tuple[int, int, int, int, bool]:
+    """Where and how a CUDA call runs. The workspace has to live until the call has returned, and no longer."""
+    return (*_device_and_stream(workspace), workspace.data_ptr(), 8 * workspace.numel(), cooperative)
+
+
+def _device_and_stream(tensor: Tensor) -> tuple[int, int]:
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _load() -> ModuleType:
@@ -77,24 +209,3 @@ def _load() -> ModuleType:
         ) from error
     except ImportError as error:
         raise RuntimeError(f"{_MODULE} cannot be loaded ({error}): install vitgan again on this machine") from error
-
-
-def _check(weight: Tensor, u: Tensor, v: Tensor) -> None:
-    if weight.ndim != 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; a matrix (out, in) is needed: use flatten(1)")
-    if weight.dtype not in _DTYPES:
-        raise ValueError(f"weight is {weight.dtype}; float32 or float64 is needed: convert it")
-    expected = {"weight": (weight, weight.shape), "u": (u, weight.shape[:1]), "v": (v, weight.shape[1:])}
-    for name, (tensor, shape) in expected.items():
-        if tensor.device.type != "cpu":
-            raise ValueError(f"{name} is on {tensor.device}; this function works on the CPU: use {name}.cpu()")
-        if tensor.shape != shape:
-            given, needed, matrix = tuple(tensor.shape), tuple(shape), tuple(weight.shape)
-            raise ValueError(f"{name} has shape {given}; {needed} is needed for a weight {matrix}")
-        if tensor.dtype != weight.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, but weight is {weight.dtype}: convert one of them")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous: use {name}.contiguous()")
-    for name, tensor in (("u", u), ("v", v)):
-        if tensor.requires_grad:
-            raise ValueError(f"{name} requires grad, but is overwritten: give {name}.detach()")

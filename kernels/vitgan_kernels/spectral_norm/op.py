@@ -1,14 +1,100 @@
 """The public function: argument checks and the choice of an implementation."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import check_finite_number, check_tensors, without_autocast
-from vitgan_kernels.spectral_norm import reference
+from vitgan_kernels.spectral_norm import native, reference, registered
 
-OPERATOR = Operator("spectral_norm", [Implementation("reference", reference.spectral_norm, always)])
+
+def _compiled(
+    weights: list[Tensor],
+    u: list[Tensor],
+    v: list[Tensor],
+    *,
+    sigma_init: Tensor | None = None,
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    update: bool = True,
+    dtype: torch.dtype | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    if update:
+        scaled, sigma, _ = registered.spectral_norm_(weights, u, v, sigma_init, n_iterations, eps, dtype)
+    else:
+        scaled, sigma, _ = registered.spectral_norm(weights, u, v, sigma_init, 0, eps, dtype)
+    return scaled, sigma
+
+
+def _can_run_cpp(weights: Sequence[Tensor], *vectors: Any, **options: Any) -> tuple[bool, str]:
+    if weights[0].device.type != "cpu":
+        return False, f"it works on the CPU, the weights are on {weights[0].device}"
+    if weights[0].dtype not in (torch.float32, torch.float64):
+        return False, f"it takes float32 and float64, the weights are {weights[0].dtype}"
+    if options.get("dtype") not in (None, weights[0].dtype):
+        return False, f"its scaled weights have the dtype of the weights, {options['dtype']} was asked for"
+    ok, why = _can_run_compiled(weights, *vectors, **options)
+    return (ok, why) if not ok else _is_built()
+
+
+def _can_run_cuda(weights: Sequence[Tensor], *vectors: Any, **options: Any) -> tuple[bool, str]:
+    if weights[0].device.type != "cuda":
+        return False, f"it works on CUDA devices, the weights are on {weights[0].device}"
+    if weights[0].dtype != torch.float32:
+        return False, f"it takes float32, the weights are {weights[0].dtype}"
+    if options.get("dtype") not in (None, torch.float32, torch.bfloat16, torch.float16):
+        return False, f"its scaled weights are float32, bfloat16 or float16, {options['dtype']} was asked for"
+    ok, why = _can_run_compiled(weights, *vectors, **options)
+    return (ok, why) if not ok else _runs_on(weights[0].device.index)
+
+
+def _can_run_compiled(
+    weights: Sequence[Tensor], u: Sequence[Tensor], v: Sequence[Tensor], **options: Any
+) -> tuple[bool, str]:
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return False, "it has no forward mode and no torch.func"
+    sigma_init = options.get("sigma_init")
+    if sigma_init is not None and sigma_init.requires_grad:
+        return False, "it has gradients in the weights only, and sigma_init requires one"
+    for name, tensors in (("weights", weights), ("u", u), ("v", v)):
+        for i, tensor in enumerate(tensors):
+            if _is_wrapper(tensor):
+                return False, f"{name}[{i}] is a {type(tensor).__name__}; it takes plain tensors"
+            if name != "weights" and not tensor.is_contiguous():
+                return False, f"{name}[{i}] has strides {tensor.stride()}; it takes contiguous u and v"
+    return True, ""
+
+
+def _is_wrapper(tensor: object) -> bool:
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def _is_built() -> tuple[bool, str]:
+    return native.available()
+
+
+def _runs_on(device: int) -> tuple[bool, str]:
+    return native.device_available(device)
+
+
+for _fixed in (_is_built, _runs_on):
+    # torch.compiler.assume_constant_result does just this, after an import of seconds that only compiled code needs
+    _fixed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+OPERATOR = Operator(
+    "spectral_norm",
+    [
+        Implementation("cuda", _compiled, _can_run_cuda),
+        Implementation("cpp", _compiled, _can_run_cpp),
+        Implementation("reference", reference.spectral_norm, always),
+    ],
+)
 
 
 def spectral_norm(
@@ -20,6 +106,7 @@ def spectral_norm(
     n_iterations: int = 1,
     eps: float = 1e-12,
     update: bool = True,
+    dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Spectral normalisation of all matrices of a model at once (Miyato et al., 2018; improved: ViTGAN section 3.2).
@@ -34,16 +121,24 @@ def spectral_norm(
         n_iterations: power iterations a call.
         eps: smallest norm that normalise divides by.
         update: move u and v (training), or use them as they are (evaluation).
+        dtype: of the scaled weights; None means that of the weights.
         backend: see `use_backend`.
 
     Returns:
-        The L scaled weights in their own shapes, and sigma (L,). A weight of zeros has sigma 0 and comes back NaN.
+        The L scaled weights in their own shapes, and sigma (L,), which is always of the weights' dtype. A weight of
+        zeros has sigma 0 and comes back NaN.
 
     Raises:
         TypeError: a tensor is not floating point, or the dtypes differ.
-        ValueError: the lists differ in length, or shapes, devices, n_iterations or eps are not legal.
+        ValueError: the lists differ in length; shapes, devices, n_iterations or eps are not legal; or (cpp and cuda)
+            a u or v overlaps with anything else. Weights may share storage with each other.
 
-    Derivatives, in the weights with u and v constant: reverse mode to any order, forward mode.
+    Everything is computed in the weights' dtype; the compiled implementations take norms and inner products in double.
+    Equal inputs give equal bits, on the CPU whatever the number of threads (cpp).
+
+    Derivatives, in the weights (and where the reference runs, sigma_init), with u and v constant: reverse mode of order
+    one, fused; a second order is an error, but in the reference, which has any order. Under forward mode and torch.func
+    the reference runs.
     """
     weights, u, v = list(weights), list(u), list(v)
     if not weights or not len(weights) == len(u) == len(v):
@@ -62,7 +157,9 @@ def spectral_norm(
     check_finite_number("spectral_norm", "eps", eps)
     if eps <= 0:
         raise ValueError(f"spectral_norm: eps must be positive, got {eps}")
-    options = {"sigma_init": sigma_init, "n_iterations": n_iterations, "eps": eps, "update": update}
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"spectral_norm: dtype must be a floating-point dtype or None, got {dtype}")
+    options = {"sigma_init": sigma_init, "n_iterations": n_iterations, "eps": eps, "update": update, "dtype": dtype}
     with without_autocast(weights[0]):
         return OPERATOR.select(backend, weights, u, v, **options).run(weights, u, v, **options)
 

@@ -16,10 +16,12 @@ def spectral_norm(
     n_iterations: int = 1,
     eps: float = 1e-12,
     update: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """sigma_init * W / sigma(W) for each W, with sigma = u^T W v after the power iteration has moved u and v in place.
 
-    Shapes as in `vitgan_kernels.spectral_norm`. u and v are constants for every derivative.
+    Shapes as in `vitgan_kernels.spectral_norm`. u and v are constants for every derivative. All is computed in the
+    dtype of the weights, with sums as PyTorch takes them.
     """
     matrices = [weight.reshape(weight.shape[0], -1) for weight in weights]
     if update:
@@ -31,5 +33,8 @@ def spectral_norm(
     # Copies, because the next call moves u and v while this call's graph may still wait for its backward.
     sigmas = [torch.dot(u_l.clone(), matrix @ v_l.clone()) for matrix, u_l, v_l in zip(matrices, u, v, strict=True)]
     goals: Sequence[Tensor | float] = [1.0] * len(sigmas) if sigma_init is None else sigma_init.unbind()
-    scaled = [weight * (goal / sigma) for weight, goal, sigma in zip(weights, goals, sigmas, strict=True)]
+    scaled = [
+        (weight * (goal / sigma)).to(weight.dtype if dtype is None else dtype)
+        for weight, goal, sigma in zip(weights, goals, sigmas, strict=True)
+    ]
     return scaled, torch.stack(sigmas)

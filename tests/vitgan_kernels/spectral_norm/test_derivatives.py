@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from vitgan_kernels import spectral_norm
+from vitgan_kernels.backends import BackendError
 
 # PyTorch's own forward mode compiles its formulas with torch.jit when it is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -19,16 +20,56 @@ def matrices() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 
 
 @pytest.mark.parametrize("sigma_init", [None, torch.tensor([0.5, 3.0], dtype=torch.float64)])
-def test_first_and_second_order(sigma_init: Tensor | None) -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_first_order_and_of_the_reference_any(sigma_init: Tensor | None, backend: str) -> None:
     weights, u, v = matrices()
     spectral_norm([weight.detach() for weight in weights], u, v, n_iterations=3)
 
     def call(*weights: Tensor) -> tuple[Tensor, ...]:
-        scaled, sigma = spectral_norm(weights, u, v, sigma_init=sigma_init, update=False)
+        scaled, sigma = spectral_norm(weights, u, v, sigma_init=sigma_init, update=False, backend=backend)
         return *scaled, sigma
 
     assert gradcheck(call, tuple(weights), check_forward_ad=True)
-    assert gradgradcheck(call, tuple(weights))
+    if backend == "reference":
+        assert gradgradcheck(call, tuple(weights))
+
+
+@pytest.mark.parametrize("update", [True, False])
+@pytest.mark.usefixtures("compiled")
+def test_a_second_order_of_the_compiled_is_a_clear_error(update: bool) -> None:
+    weights, u, v = matrices()
+    scaled, sigma = spectral_norm(weights, u, v, update=update)
+    loss = sum((x.square().sum() for x in scaled), sigma.sum())
+    first = torch.autograd.grad(loss, weights, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"derivatives of order one only.*call it with backend='reference'"):
+        torch.autograd.grad(first[0].sum(), weights)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_the_compiled_cannot_differentiate_the_reference_does(backend_that_runs: list[str]) -> None:
+    weights, u, v = matrices()
+    weights = [weight.detach() for weight in weights]
+
+    def call(weight: Tensor) -> Tensor:
+        return spectral_norm([weight], u[:1], v[:1], update=False)[1].sum()
+
+    call(weights[0])
+    torch.func.grad(call)(weights[0])
+    torch.func.jvp(call, (weights[0],), (weights[0],))
+    with torch.autograd.forward_ad.dual_level():
+        tangent = torch.autograd.forward_ad.unpack_dual(
+            call(torch.autograd.forward_ad.make_dual(weights[0], weights[0]))
+        ).tangent
+        torch.testing.assert_close(tangent, call(weights[0]))
+    goals = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    scaled, sigma = spectral_norm(weights, u, v, sigma_init=goals, update=False)
+    (slope,) = torch.autograd.grad([x.sum() for x in scaled], goals)
+    torch.testing.assert_close(slope, torch.stack([w.sum() for w in weights]) / sigma)
+    assert backend_that_runs == ["cpp", *["reference"] * 5]
+    with pytest.raises(BackendError, match=r"it has no forward mode and no torch.func"):
+        torch.func.grad(lambda weight: spectral_norm([weight], u[:1], v[:1], backend="cpp")[1].sum())(weights[0])
+    with pytest.raises(BackendError, match=r"gradients in the weights only, and sigma_init requires one"):
+        spectral_norm(weights, u, v, sigma_init=goals, backend="cpp")
 
 
 @pytest.mark.parametrize("update", [True, False])
