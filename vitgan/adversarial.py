@@ -1,18 +1,24 @@
 """The two optimisation steps of a GAN, and everything that they change."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.optim.swa_utils import AveragedModel
 
 from vitgan.augment import DiffAugment
 from vitgan.config import Config
-from vitgan.losses import consistency, discriminator_loss, generator_loss, gradient_penalty
-from vitgan.models import Discriminator, Generator
+from vitgan.distributed import Ranks
+from vitgan.models import ImageGenerator
+from vitgan.networks import build_discriminator, build_generator, images_compared
+from vitgan.objectives import Loss, Objectives
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+HISTORY_TURNOVER = 0.01
+"""Chance of an image of the history to give its place to a new one at a step: they are 100 steps old on average."""
 
 
 class Adversarial:
@@ -21,18 +27,32 @@ class Adversarial:
     Args:
         config: the run; its seed fixes the weights at the start and every random draw after it.
         device: where everything lives.
+        ranks: the processes that the batch is shared out among.
+
+    Raises:
+        ValueError: sizes do not fit, or the batch cannot be shared out as asked for.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, ranks: Ranks | None = None) -> None:
         self.config = config
         self.device = device
+        self.ranks = ranks or Ranks()
+        self._check_batch()
         torch.manual_seed(config.seed)
-        size = {"image_size": config.image_size, "channels": config.channels}
-        self.generator = Generator(config.generator, **size).to(device)
-        self.discriminator = Discriminator(config.discriminator, **size).to(device)
+        self.generator = build_generator(config).to(device)
+        self.discriminator = build_discriminator(config).to(device)
         self.average = AveragedModel(self.generator, multi_avg_fn=self._move_average)
         self.average.requires_grad_(False)
         self.augment = DiffAugment(config.augment)
+        bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
+        self.objectives = Objectives(
+            self.generator,
+            self.discriminator,
+            self.augment,
+            config.loss,
+            autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+            compiled=config.compile,
+        )
         betas = (config.optimiser.beta1, config.optimiser.beta2)
         self.g_optimiser = torch.optim.Adam(
             self.generator.parameters(), lr=config.optimiser.g_lr, betas=betas, fused=True
@@ -41,6 +61,7 @@ class Adversarial:
             self.discriminator.parameters(), lr=config.optimiser.d_lr, betas=betas, fused=True
         )
         self.random = torch.Generator(device).manual_seed(config.seed)
+        self.history: Tensor | None = None
         self.steps = 0
 
     @property
@@ -49,24 +70,28 @@ class Adversarial:
         return self.steps * self.config.batch_size
 
     @property
-    def averaged_generator(self) -> Generator:
+    def averaged_generator(self) -> ImageGenerator:
         """The generator whose weights are a moving average (EMA): the one to sample from."""
-        return cast(Generator, self.average.module)
+        return cast(ImageGenerator, self.average.module)
 
-    def step(self, real: Tensor) -> dict[str, Tensor]:
+    def step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """One step of the discriminator and one of the generator.
 
-        real: (batch_size, C, H, W) in [-1, 1], on the device. Returns scalars to log, still on the device.
+        real: this process's part of the batch, (batch_size / processes, C, H, W) in [-1, 1], on the device.
+        labels: int64, one an image, if conditional; generated images take them over.
+        Returns scalars to log, still on the device; nothing here waits for it.
         """
         self._set_learning_rates()
-        parts = real.chunk(self.config.accumulate)
-        d_scalars = self._optimise(self.d_optimiser, (self._d_loss(part, first) for part, first in _first(parts)))
+        with record_function("vitgan: discriminator"):
+            d_scalars = self._optimise(self.d_optimiser, self._d_losses(real, labels))
         # The generator sees a fixed discriminator: evaluation mode holds its power iteration still.
         self.discriminator.requires_grad_(False).eval()
-        g_scalars = self._optimise(self.g_optimiser, (self._g_loss(part) for part in parts))
+        with record_function("vitgan: generator"):
+            g_scalars = self._optimise(self.g_optimiser, self._g_losses(real, labels))
         self.discriminator.requires_grad_(True)
         self.steps += 1
-        self.average.update_parameters(self.generator)
+        with record_function("vitgan: average"):
+            self.average.update_parameters(self.generator)
         return d_scalars | g_scalars
 
     def is_finite(self) -> bool:
@@ -75,8 +100,13 @@ class Adversarial:
         return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the next step depends on, but the averaged generator: tensors by name, and plain values."""
+        """All that the next step depends on, but the averaged generator: tensors by name, and plain values.
+
+        Every process must call it, because each has its part of the history.
+        """
         tensors = {"random": self.random.get_state()}
+        if self.history is not None:
+            tensors["history"] = self.ranks.gather(self.history)
         values: dict[str, Any] = {"steps": self.steps, "averaged": int(self.average.n_averaged)}
         for name, network in self._networks().items():
             tensors |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
@@ -100,6 +130,7 @@ class Adversarial:
                 slots.setdefault(int(index), {})[slot] = tensor
             optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
         self.random.set_state(tensors["random"])
+        self.history = self.ranks.mine(tensors["history"]).to(self.device) if "history" in tensors else None
         self.average.n_averaged.fill_(values["averaged"])
         self.steps = values["steps"]
 
@@ -109,57 +140,94 @@ class Adversarial:
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return {"g_optimiser": self.g_optimiser, "d_optimiser": self.d_optimiser}
 
-    def _optimise(
-        self, optimiser: torch.optim.Optimizer, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]
-    ) -> dict[str, Tensor]:
+    def _optimise(self, optimiser: torch.optim.Optimizer, losses: Iterator[Loss]) -> dict[str, Tensor]:
         optimiser.zero_grad(set_to_none=True)
         parts = []
         for loss, scalars in losses:
-            (loss / self.config.accumulate).backward()
+            with record_function("vitgan: backward"):
+                (loss / self.config.accumulate).backward()
             parts.append(scalars)
-        optimiser.step()
+        with record_function("vitgan: optimiser"):
+            self.ranks.average_gradients(optimiser.param_groups[0]["params"])
+            optimiser.step()
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
-    def _d_loss(self, real: Tensor, first: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss, from one evaluation of D on all the images that it needs."""
+    def _d_losses(self, real: Tensor, labels: Tensor | None) -> Iterator[Loss]:
+        """The discriminator's loss on each part of the batch."""
         loss = self.config.loss
         penalise = (loss.r1 > 0 or loss.r2 > 0) and self.steps % loss.penalty_every == 0
-        with torch.no_grad():
-            fake = self.generator(self._latents(len(real)))
-            views = [self.augment(real, self.random), self.augment(fake, self.random)]
-        if loss.bcr_real > 0 or loss.bcr_fake > 0:
-            views += [real, fake]
-        images = torch.cat(views).requires_grad_(penalise)
-        # One power iteration a step, also when the batch comes in parts.
-        self.discriminator.train(first)
-        real_logits, fake_logits, *clean = self.discriminator(images).chunk(len(views))
-        total = discriminator_loss(real_logits, fake_logits, loss.kind)
-        scalars = {"d_loss": total, "d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
-        if clean:
-            bcr = loss.bcr_real * consistency(clean[0], real_logits) + loss.bcr_fake * consistency(
-                clean[1], fake_logits
+        draws = self._draws(
+            ["z", "real", "fake"] + ["history"] * (loss.history > 0) + ["pixels", "noise"] * (loss.noise > 0)
+        )
+        history: list[Tensor] = []
+        for index, (part, part_labels, part_draws, part_history) in enumerate(self._parts(real, labels, draws)):
+            images, fake = self.objectives.views(part, part_labels, part_draws, part_history)
+            # One power iteration a step, also when the batch comes in parts.
+            self.discriminator.train(index == 0)
+            images.requires_grad_(penalise)
+            yield self.objectives.of_discriminator(images, part_labels, len(part), penalise)
+            history.append(fake)
+        if loss.history > 0:
+            self._remember(torch.cat(history))
+
+    def _g_losses(self, real: Tensor, labels: Tensor | None) -> Iterator[Loss]:
+        """The generator's loss on each part of the batch."""
+        draws = self._draws(["z", "fake"] + ["real"] * (self.config.loss.kind == "relativistic"))
+        for part, part_labels, part_draws, _ in self._parts(real, labels, draws):
+            yield self.objectives.of_generator(part, part_labels, part_draws)
+
+    def _draws(self, names: list[str]) -> dict[str, Tensor]:
+        """Random numbers for this process's images: z, pixels, or what the augmentation of a view needs.
+
+        They are drawn for the whole batch, in every process alike.
+        """
+        config, count = self.config, self.config.batch_size
+        drawn = {}
+        for name in names:
+            if name == "z":
+                shape: tuple[int, ...] = (count, self.generator.latent_dim)
+                numbers = torch.randn(shape, generator=self.random, device=self.device)
+            elif name == "pixels":
+                shape = (count, config.channels, config.image_size, config.image_size)
+                numbers = torch.rand(shape, generator=self.random, device=self.device) * 2 - 1
+            else:
+                numbers = self.augment.draw(count, self.random)
+            drawn[name] = self.ranks.mine(numbers)
+        return drawn
+
+    def _parts(
+        self, real: Tensor, labels: Tensor | None, draws: dict[str, Tensor]
+    ) -> Iterable[tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]]:
+        size = len(real) // self.config.accumulate
+        for start in range(0, len(real), size):
+            rows = slice(start, start + size)
+            yield (
+                real[rows],
+                None if labels is None else labels[rows],
+                {name: numbers[rows] for name, numbers in draws.items()},
+                None if self.history is None else self.history[rows],
             )
-            total, scalars["bcr"] = total + bcr, bcr
-        if penalise:
-            norms = gradient_penalty(torch.cat([real_logits, fake_logits]), images)
-            r1, r2 = (part.mean() for part in norms[: 2 * len(real)].chunk(2))
-            total = total + loss.penalty_every * (loss.r1 * r1 + loss.r2 * r2)
-            scalars |= {"r1": r1, "r2": r2}
-        return total, {name: value.detach() for name, value in scalars.items()}
 
-    def _g_loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's loss: its images are augmented just as the discriminator saw them."""
-        fake = self.augment(self.generator(self._latents(len(real))), self.random)
-        real_logits = None
-        if self.config.loss.kind == "relativistic":
-            with torch.no_grad():
-                real_logits = self.discriminator(self.augment(real, self.random))
-        loss = generator_loss(self.discriminator(fake), real_logits, self.config.loss.kind)
-        return loss, {"g_loss": loss.detach()}
+    def _remember(self, fake: Tensor) -> None:
+        """Give some places of the history to new images; the first batch takes all."""
+        chance = torch.rand(self.config.batch_size, 1, 1, 1, generator=self.random, device=self.device)
+        new = self.ranks.mine(chance) < HISTORY_TURNOVER
+        self.history = fake.clone() if self.history is None else torch.where(new, fake, self.history)
 
-    def _latents(self, count: int) -> Tensor:
-        shape = (count, self.config.generator.latent_dim)
-        return torch.randn(shape, generator=self.random, device=self.device)
+    def _check_batch(self) -> None:
+        config = self.config
+        parts = config.accumulate * self.ranks.count
+        if config.batch_size % parts:
+            raise ValueError(
+                f"a batch of {config.batch_size} cannot be shared out among {self.ranks.count} processes in "
+                f"{config.accumulate} parts each: make --batch-size a multiple of {parts}"
+            )
+        together = max(images_compared(config), 2 if config.loss.diversity > 0 else 1)
+        if config.batch_size // parts % together:
+            raise ValueError(
+                f"images are compared in groups of {together}, but a part of the batch has "
+                f"{config.batch_size // parts}: make --batch-size a multiple of {parts * together}"
+            )
 
     def _set_learning_rates(self) -> None:
         optimiser = self.config.optimiser
@@ -181,7 +249,3 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
     }
-
-
-def _first(parts: Iterable[Tensor]) -> Iterable[tuple[Tensor, bool]]:
-    return ((part, index == 0) for index, part in enumerate(parts))

@@ -1,5 +1,6 @@
 """DiffAugment (Zhao et al., 2020): the same random, differentiable operations on real and on generated images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,53 +29,68 @@ class AugmentConfig:
 class DiffAugment:
     """Augments images (B, C, H, W) in [-1, 1]; an image keeps its exact pixels where no operation is drawn for it.
 
-    Pixels that are blanked, or come in from outside, become 0: mid-grey, the middle of the range.
+    Pixels that are blanked, or come in from outside, become 0: mid-grey, the middle of the range. The random numbers
+    come in as a tensor, so that the same ones can be used again, shared out among processes, or given to a compiled
+    step.
 
     Args:
         config: probability of each operation.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
-        operations = [
+        operations: list[tuple[Operation, float]] = [
             (color, config.color),
             (scale, config.scaling),
             (translate, config.translation),
             (cutout, config.cutout),
         ]
         self.operations = [(operation, p) for operation, p in operations if p > 0]
+        self.width = sum(1 + DRAWS[operation] for operation, _ in self.operations)
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images, differentiable in the images; the draws come from the generator, on the images' device."""
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Numbers (count, width) in [0, 1) for `count` images, on the generator's device. Width may be 0."""
+        return torch.rand(count, self.width, generator=generator, device=generator.device)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Augmented images, differentiable in the images; the draws are those of `draw`."""
+        if draws.shape != (len(images), self.width):
+            raise ValueError(
+                f"{len(images)} images need draws of ({len(images)}, {self.width}), got {tuple(draws.shape)}"
+            )
+        start = 0
         for operation, probability in self.operations:
-            chosen = uniform(images, generator, 0, 1) < probability
-            images = torch.where(chosen, operation(images, generator), images)
+            choice, numbers = draws[:, start], draws[:, start + 1 : start + 1 + DRAWS[operation]]
+            chosen = (choice < probability).view(-1, 1, 1, 1)
+            images = torch.where(chosen, operation(images, numbers), images)
+            start += 1 + DRAWS[operation]
         return images
 
 
-def color(images: Tensor, generator: torch.Generator) -> Tensor:
+def color(images: Tensor, draws: Tensor) -> Tensor:
     """Brightness by up to 0.5 either way, saturation by 0 to 2, contrast by 0.5 to 1.5. An alpha channel stays."""
+    brightness, saturation, contrast = draws.to(images.dtype).view(-1, 3, 1, 1, 1).unbind(1)
     colors = images if images.shape[1] in (1, 3) else images[:, :-1]
-    colors = colors + uniform(images, generator, -0.5, 0.5)
+    colors = colors + (brightness - 0.5)
     grey = colors.mean(dim=1, keepdim=True)
-    colors = grey + (colors - grey) * uniform(images, generator, 0, 2)
+    colors = grey + (colors - grey) * (2 * saturation)
     mean = colors.mean(dim=(1, 2, 3), keepdim=True)
-    colors = mean + (colors - mean) * uniform(images, generator, 0.5, 1.5)
+    colors = mean + (colors - mean) * (0.5 + contrast)
     return torch.cat([colors, images[:, colors.shape[1] :]], dim=1)
 
 
-def scale(images: Tensor, generator: torch.Generator) -> Tensor:
+def scale(images: Tensor, draws: Tensor) -> Tensor:
     """Zoom about the centre by a factor from 0.8 to 1.25, evenly spread in its logarithm; outside is 0."""
-    factor = 0.8 ** uniform(images, generator, -1, 1)[:, :, 0, 0]
+    factor = 0.8 ** (2 * draws.to(images.dtype) - 1)
     theta = torch.eye(2, 3, dtype=images.dtype, device=images.device) / factor.unsqueeze(-1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def translate(images: Tensor, generator: torch.Generator) -> Tensor:
+def translate(images: Tensor, draws: Tensor) -> Tensor:
     """Shift by whole pixels, by up to an eighth of the side in each direction; what comes in is 0."""
     height, width = images.shape[2:]
-    rows = torch.arange(height, device=images.device) + _shift(images, generator, height // 8)
-    columns = torch.arange(width, device=images.device) + _shift(images, generator, width // 8)
+    rows = torch.arange(height, device=images.device) + _shift(draws[:, 0], height // 8)
+    columns = torch.arange(width, device=images.device) + _shift(draws[:, 1], width // 8)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
@@ -82,23 +98,24 @@ def translate(images: Tensor, generator: torch.Generator) -> Tensor:
     return moved * inside.unsqueeze(1)
 
 
-def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+def cutout(images: Tensor, draws: Tensor) -> Tensor:
     """Set a square of half the side, centred anywhere in the image, to 0."""
     height, width = images.shape[2:]
-    top = (uniform(images, generator, 0, height) - height / 4).round()
-    left = (uniform(images, generator, 0, width) - width / 4).round()
+    top, left = draws.view(-1, 2, 1, 1, 1).unbind(1)
+    top, left = (top * height - height / 4).round(), (left * width - width / 4).round()
     rows = torch.arange(height, device=images.device)[:, None]
     columns = torch.arange(width, device=images.device)
     hit = (rows >= top) & (rows < top + height // 2) & (columns >= left) & (columns < left + width // 2)
     return images * ~hit
 
 
-def uniform(images: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
-    """One draw an image, (B, 1, 1, 1)."""
-    draws = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype)
-    return low + (high - low) * draws
+Operation = Callable[[Tensor, Tensor], Tensor]
+"""Images (B, C, H, W) and draws (B, n) in [0, 1) to images."""
+
+DRAWS: dict[Operation, int] = {color: 3, scale: 1, translate: 2, cutout: 2}
+"""Numbers that an operation needs for an image."""
 
 
-def _shift(images: Tensor, generator: torch.Generator, most: int) -> Tensor:
+def _shift(draws: Tensor, most: int) -> Tensor:
     """Whole pixels from -most to most, (B, 1)."""
-    return torch.randint(-most, most + 1, (len(images), 1), generator=generator, device=images.device)
+    return (draws * (2 * most + 1)).floor().long().clamp(max=2 * most).unsqueeze(1) - most

@@ -21,7 +21,8 @@ from vitgan.adversarial import Adversarial
 from vitgan.atomic import atomic_write, sync_folder, synced_write
 from vitgan.config import Config, from_dict, to_dict
 from vitgan.errors import CheckpointError
-from vitgan.models import Generator
+from vitgan.models import ImageGenerator
+from vitgan.networks import build_generator
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -52,30 +53,38 @@ def load_config(run: Path) -> Config:
 def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint of the present state, whole or not at all, then remove all but the newest `keep`.
 
-    Everything is written and flushed under a hidden name, which is then renamed: at no moment does a checkpoint with
-    something missing bear a name that loading looks for.
+    Of several processes, all must call it; the first one writes. Everything is written and flushed under a hidden
+    name, which is then renamed: at no moment does a checkpoint with something missing bear a name that loading looks
+    for.
+
+    Raises:
+        CheckpointError: it cannot be written; what had been saved before is still there.
     """
     folder = run / CHECKPOINTS
     final = folder / f"{training.images:012d}"
-    if final.exists():
+    tensors, values = training.state()
+    if not training.ranks.is_first or final.exists():
         return final
     if not folder.exists():
         folder.mkdir(parents=True)
         sync_folder(run)
     _remove_leftovers(folder)
-    tensors, values = training.state()
     state = {"format": FORMAT, "training": values, "trainer": trainer_state}
     draft = folder / f".draft-{final.name}"
-    draft.mkdir()
     contents = {
         GENERATOR: save(_contiguous(training.averaged_generator.state_dict())),
         TRAINING: save(_contiguous(tensors)),
         STATE: json.dumps(state, indent=2).encode(),
     }
-    for name, content in contents.items():
-        with synced_write(draft / name) as file:
-            file.write(content)
-    sync_folder(draft)
+    try:
+        draft.mkdir()
+        for name, content in contents.items():
+            with synced_write(draft / name) as file:
+                file.write(content)
+        sync_folder(draft)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)  # what is there of it takes room that may be what is missing
+        raise CheckpointError(f"{final} cannot be written ({error.strerror or error}): is the disk full?") from error
     draft.rename(final)
     sync_folder(folder)
     for old in list_checkpoints(run)[:-keep]:
@@ -123,11 +132,11 @@ def latest_checkpoint(path: Path) -> Path:
     return checkpoints[-1]
 
 
-def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> ImageGenerator:
     """The averaged generator of a run directory or checkpoint, in evaluation mode."""
     checkpoint = latest_checkpoint(Path(path).resolve())
     config = load_config(checkpoint.parent.parent)
-    generator = Generator(config.generator, image_size=config.image_size, channels=config.channels)
+    generator = build_generator(config)
     try:
         generator.load_state_dict(load_file(checkpoint / GENERATOR))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -1,9 +1,8 @@
 """The command line: `vitgan train` and `vitgan sample`."""
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import tyro
 from rich.console import Console
 
 from vitgan.adversarial import Adversarial
-from vitgan.checkpoint import load_config, load_generator
-from vitgan.config import PRESETS, Config
+from vitgan.checkpoint import load_generator
 from vitgan.data import open_dataset
+from vitgan.distributed import torchrun_ranks
 from vitgan.errors import VitganError
 from vitgan.images import grid, save_image
 from vitgan.loggers import import_wandb
-from vitgan.runs import check_resumable, new_run_directory
+from vitgan.runs import new_run_directory
+from vitgan.settings import read_settings, with_classes
 from vitgan.trainer import Trainer, pick_device
 
 USAGE = """\
@@ -59,40 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """vitgan train: values come from the preset, or from the run that is resumed, and then from the flags."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=PRESETS)
-    first.add_argument("--resume", type=Path)
-    chosen, rest = first.parse_known_args(arguments)
-    if chosen.resume and chosen.preset:
-        raise ValueError("a run is resumed with its own configuration: leave out --preset, or --resume for a new run")
-    default = load_config(chosen.resume) if chosen.resume else PRESETS[chosen.preset or "tiny"]
-    config = tyro.cli(
-        Config,
-        default=default,
-        args=rest,
-        prog="vitgan train",
-        description=(
-            "Train a ViTGAN. --preset NAME chooses where all values start from: "
-            f"{', '.join(PRESETS)} (default tiny: coloured shapes, five minutes on a laptop). "
-            "--resume RUN goes on with an interrupted run, with its own configuration."
-        ),
-    )
-    if Path(config.data).exists():  # kept whole, so that a run can be resumed from any folder
-        config = replace(config, data=str(Path(config.data).resolve()))
-    if chosen.resume:
-        check_resumable(before=default, now=config)
+    """vitgan train: values come from the preset, a file and the flags, or from the run that is resumed."""
+    settings = read_settings(arguments)
+    config = settings.config
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
-    if len(dataset) < 2:
-        raise ValueError(f"{config.data} has one image: training needs at least two")
-    if config.wandb:
-        import_wandb()
-    training = Adversarial(config, pick_device(config.device))
-    # Made last, so that nothing is left behind where a run cannot even start.
-    run = chosen.resume or new_run_directory(config)
-    finished = Trainer(config, run, dataset=dataset, training=training).train()
+    with torchrun_ranks(config.device) as ranks:
+        with ranks.first_goes_ahead():  # the others find what it decoded in the cache
+            dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
+        if len(dataset) < 2:
+            raise ValueError(f"{config.data} has one image: training needs at least two")
+        config = with_classes(config, dataset)
+        if config.wandb:
+            import_wandb()
+        training = Adversarial(config, pick_device(config.device), ranks)
+        # Made last, so that nothing is left behind where a run cannot even start.
+        run = settings.resume or ranks.same(new_run_directory(config) if ranks.is_first else None)
+        finished = Trainer(config, run, dataset=dataset, training=training).train()
     return 0 if finished else 130
 
 

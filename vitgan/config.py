@@ -1,13 +1,22 @@
-"""The configuration of a training run: what can be set, and the presets."""
+"""The configuration of a training run: what can be set."""
 
 import dataclasses
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
 
 from vitgan.augment import AugmentConfig
 from vitgan.losses import LossName
-from vitgan.models import DiscriminatorConfig, GeneratorConfig
+from vitgan.models import (
+    CnnDiscriminatorConfig,
+    CnnGeneratorConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    StyleGan2DiscriminatorConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,7 @@ class LossConfig:
     """What the networks are trained for."""
 
     kind: LossName = "logistic"
-    """Non-saturating logistic, or relativistic (each real image against a generated one)."""
+    """Non-saturating logistic, hinge, or relativistic (each real image against a generated one, as R3GAN)."""
     bcr_real: float = 10.0
     """Weight of the consistency of D under augmentation on real images; 0 turns it off."""
     bcr_fake: float = 10.0
@@ -26,9 +35,16 @@ class LossConfig:
     """Likewise on generated images."""
     penalty_every: int = 16
     """Steps between two gradient penalties; their weight is multiplied by it."""
+    history: float = 0.0
+    """Weight of D's loss on generated images of earlier steps, against going round in circles; 0 turns it off."""
+    noise: float = 0.0
+    """Weight of D's loss on images of pure noise; 0 turns it off."""
+    diversity: float = 0.0
+    """Weight of G's loss on pairs of images that differ less than their latents do; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        if min(self.bcr_real, self.bcr_fake, self.r1, self.r2) < 0 or self.penalty_every < 1:
+        weights = (self.bcr_real, self.bcr_fake, self.r1, self.r2, self.history, self.noise, self.diversity)
+        if min(weights) < 0 or self.penalty_every < 1:
             raise ValueError(f"loss: weights must not be negative and penalty_every at least 1, got {self}")
 
 
@@ -63,15 +79,26 @@ class Config:
     """A training run."""
 
     preset: str = "tiny"
-    """Where all other values start from: tiny, cifar10, celeba64, lsun128 or seed-cifar10."""
+    """Where all other values start from: tiny, cifar10, cifar10-hybrid, celeba64, lsun128 or seed-cifar10."""
     data: str = "shapes"
     """shapes, cifar10, hf:NAME, or the path of a folder or zip of images."""
     image_size: int = 32
     """Side of the images in pixels; the data is scaled and cropped to it."""
     channels: int = 3
     """1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
+    generator_kind: Literal["vit", "cnn"] = "vit"
+    """Which generator; the settings of the others have no part."""
+    discriminator_kind: Literal["vit", "cnn", "stylegan2"] = "vit"
+    """Which discriminator; any goes with any generator."""
+    conditional: bool = False
+    """Generate and judge by class; the data must have classes (folders of one class each, or a dataset.json)."""
+    class_names: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """The classes of a conditional run, in the order of their numbers; taken from the data."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    cnn_generator: CnnGeneratorConfig = field(default_factory=CnnGeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    cnn_discriminator: CnnDiscriminatorConfig = field(default_factory=CnnDiscriminatorConfig)
+    stylegan2_discriminator: StyleGan2DiscriminatorConfig = field(default_factory=StyleGan2DiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -89,6 +116,12 @@ class Config:
     """Run directory to make; None numbers one under runs/."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; None takes cuda where there is one."""
+    bf16: bool | None = None
+    """Compute in bfloat16 where autocast does, weights and optimisers in float32; None means on CUDA alone."""
+    compile: bool = False
+    """Compile the whole step of each network with torch.compile; the first steps then take minutes."""
+    profile: bool = False
+    """Trace a few steps into RUN/profile.json (for chrome://tracing) and print where their time goes."""
     threads: int | None = None
     """CPU threads that PyTorch computes with; None leaves the choice to PyTorch."""
     workers: int | None = None
@@ -128,77 +161,49 @@ class Config:
             )
 
 
-PRESETS: dict[str, Config] = {
-    "tiny": Config(
-        preset="tiny",
-        generator=GeneratorConfig(
-            patch_size=8,
-            latent_dim=64,
-            dim=64,
-            depth=2,
-            heads=2,
-            mapping_depth=2,
-            siren_dim=32,
-            fourier_frequency=1.0,
-        ),
-        discriminator=DiscriminatorConfig(patch_size=8, dim=64, depth=2, heads=2, attention_scale=1 / 32),
-        loss=LossConfig(kind="relativistic", bcr_real=0, bcr_fake=0, r1=0.5, r2=0.5, penalty_every=4),
-        augment=AugmentConfig(translation=0, color=0, cutout=0, scaling=0),
-        optimiser=OptimiserConfig(g_lr=8e-3, d_lr=8e-3, lr_decay=0.4),
-        batch_size=16,
-        images=80_000,
-        max_minutes=4.6,
-        threads=1,  # a second one gains little on tensors this small, and waits where another process has its core
-        log_every=1600,
-        sample_every=10_000,
-        evaluate_every=20_000,
-        checkpoint_every=20_000,
-    ),
-    "cifar10": Config(
-        preset="cifar10",
-        data="cifar10",
-    ),
-    "celeba64": Config(
-        preset="celeba64",
-        data="celeba64",
-        image_size=64,
-        generator=GeneratorConfig(patch_size=8, depth=6),
-        discriminator=DiscriminatorConfig(patch_size=8, depth=6),
-    ),
-    "lsun128": Config(
-        preset="lsun128",
-        data="lsun128",
-        image_size=128,
-        generator=GeneratorConfig(patch_size=8, depth=6),
-        discriminator=DiscriminatorConfig(patch_size=8, depth=6),
-    ),
-    "seed-cifar10": Config(
-        preset="seed-cifar10",
-        data="cifar10",
-        generator=GeneratorConfig(latent_dim=32, heads=4),
-        discriminator=DiscriminatorConfig(heads=4),
-        optimiser=OptimiserConfig(g_lr=1e-3, d_lr=1e-3),
-    ),
-}
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain values that JSON can hold."""
     plain = dataclasses.asdict(config)
     return {key: str(value) if isinstance(value, Path) else value for key, value in plain.items()}
 
 
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """A configuration of `kind` from what `to_dict` gave; unknown keys are errors, missing ones take their default."""
+def from_dict(kind: type, values: dict[str, Any], *, default: Any = None) -> Any:
+    """A configuration of `kind` from values as `to_dict` gives them; a missing one is taken from `default`.
+
+    Raises:
+        ValueError: a key is unknown (the message names the nearest known one) or a value is out of range.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__} needs a table of settings, got {values!r}")
     hints = get_type_hints(kind)
-    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(kind)})
-    if unknown:
-        raise ValueError(f"unknown keys in {kind.__name__}: {', '.join(unknown)}")
+    names = [f.name for f in dataclasses.fields(kind)]
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    for key in sorted(set(values) - set(names)):
+        near = difflib.get_close_matches(key, names, n=1)
+        raise ValueError(
+            f"unknown key {key!r} in {kind.__name__}: "
+            + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}")
+        )
     ready = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
-            value = from_dict(hints[name], value)
+            value = from_dict(hints[name], value, default=getattr(default, name, None))
         elif Path in get_args(hints[name]) and value is not None:
             value = Path(value)
+        elif get_origin(hints[name]) is tuple:
+            value = tuple(value)
+        else:
+            _check_type(f"{kind.__name__}.{name}", value, hints[name])
         ready[name] = value
-    return kind(**ready)
+    return kind(**ready) if default is None else dataclasses.replace(default, **ready)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+        return
+    kinds = tuple(get_args(hint)) or (hint,)
+    fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")

@@ -7,7 +7,7 @@ from vitgan.data import ImageDataset, Shapes
 from vitgan.images import from_uint8
 from vitgan.metrics.distances import mean_pairwise_distance, sliced_wasserstein
 from vitgan.metrics.modes import mode_coverage
-from vitgan.models import Generator
+from vitgan.models import ImageGenerator
 
 
 class Evaluator:
@@ -27,7 +27,7 @@ class Evaluator:
         self.real = from_uint8(dataset.fetch(order[: self.samples]))
         self.real_distance = mean_pairwise_distance(self.real)
 
-    def __call__(self, generator: Generator) -> dict[str, float]:
+    def __call__(self, generator: ImageGenerator) -> dict[str, float]:
         """Sliced Wasserstein distance and diversity, and for shapes the modes hit.
 
         `diversity` is the mean distance between two samples in units of that between two real images. `modes_hit` is

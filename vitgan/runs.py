@@ -8,7 +8,21 @@ from pathlib import Path
 from vitgan.config import Config
 from vitgan.errors import TrainingError
 
-FIXED = ("image_size", "channels", "generator", "discriminator", "batch_size", "seed", "out")
+FIXED = (
+    "image_size",
+    "channels",
+    "conditional",
+    "generator_kind",
+    "generator",
+    "cnn_generator",
+    "discriminator_kind",
+    "discriminator",
+    "cnn_discriminator",
+    "stylegan2_discriminator",
+    "batch_size",
+    "seed",
+    "out",
+)
 LOCK = ".lock"
 
 
@@ -20,11 +34,24 @@ def new_run_directory(config: Config, root: Path = Path("runs")) -> Path:
         config.out.mkdir(parents=True, exist_ok=True)
         return config.out
     root.mkdir(exist_ok=True)
-    name = f"{config.preset}-{Path(config.data).stem}"
     numbers = [int(path.name[:5]) for path in root.iterdir() if path.name[:5].isdigit()]
-    run = root / f"{max(numbers, default=-1) + 1:05d}-{name}"
+    run = root / f"{max(numbers, default=-1) + 1:05d}-{run_name(config)}"
     run.mkdir()
     return run
+
+
+def newest_run(config: Config, root: Path = Path("runs")) -> Path | None:
+    """The run that `--resume auto` goes on with: the one at --out, or the newest of its name under runs/."""
+    if config.out is not None:
+        return config.out if (config.out / "config.json").exists() else None
+    runs = [path for path in sorted(root.glob("[0-9]" * 5 + "-*")) if (path / "config.json").exists()]
+    runs = [path for path in runs if path.name[6:] == run_name(config)]
+    return runs[-1] if runs else None
+
+
+def run_name(config: Config) -> str:
+    """What a run under runs/ is called, after its number."""
+    return f"{config.preset}-{Path(config.data).stem}"
 
 
 def check_resumable(*, before: Config, now: Config) -> None:

@@ -4,25 +4,28 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from vitgan.adversarial import Adversarial
 from vitgan.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, save_config
 from vitgan.config import Config
-from vitgan.data import BatchStream, ImageDataset
-from vitgan.errors import TrainingError
+from vitgan.data import BatchStream, DataError, ImageDataset
+from vitgan.distributed import LostContactError
+from vitgan.errors import CheckpointError, TrainingError
 from vitgan.evaluate import Evaluator
 from vitgan.images import from_uint8, grid, save_image
 from vitgan.loggers import Loggers
-from vitgan.models import Generator
+from vitgan.models import ImageGenerator
 from vitgan.progress import TrainingProgress
 from vitgan.runs import only_process_in
+from vitgan.tracing import StepTracer
 
 SAMPLES = "samples"
 GRID_SIDE = 8
@@ -50,11 +53,13 @@ class Trainer:
     ) -> None:
         self.config = config
         self.run = run
-        self.console = console or Console()
+        self.ranks = training.ranks
+        self.console = console or Console(quiet=not self.ranks.is_first)
         self.dataset = dataset
         self.training = training
         self.device = training.device
         self.evaluator = Evaluator(dataset, samples=config.evaluate_samples, seed=config.seed)
+        self.tracer = StepTracer(run) if config.profile and self.ranks.is_first else None
         self.elapsed = 0.0
         self.totals: dict[str, list[Tensor]] = {}
         self._stop_signal: str | None = None
@@ -64,7 +69,9 @@ class Trainer:
             self.elapsed = state["elapsed"]
             self._check_dataset(state["dataset_images"])
         self._logged_at = self.elapsed
-        save_config(config, run)
+        self._ended = self._out_of_time()
+        if self.ranks.is_first:
+            save_config(config, run)
 
     def _check_dataset(self, images: int) -> None:
         if len(self.dataset) != images:
@@ -77,7 +84,9 @@ class Trainer:
         """Train to the end of the run; False where a signal ended it early, with all saved to resume.
 
         Raises:
-            TrainingError: a loss became NaN or infinite; the message names the last good checkpoint.
+            TrainingError: a loss became NaN or infinite, memory ran out, or another process was lost; the message
+                names the last good checkpoint.
+            DataError: an image can no longer be read; the state before it was needed has been saved.
         """
         training, config = self.training, self.config
         start = training.images
@@ -85,30 +94,47 @@ class Trainer:
             self.console.print(f"{self.run} is finished, with {start:,} images. {self._how_to_go_on()}", soft_wrap=True)
             return True
         with (
-            only_process_in(self.run),
+            only_process_in(self.run) if self.ranks.is_first else nullcontext(),
             BatchStream(
-                self.dataset, config.batch_size, seed=config.seed, start=training.steps, workers=config.workers
+                self.dataset,
+                config.batch_size,
+                seed=config.seed,
+                start=training.steps,
+                part=(self.ranks.rank, self.ranks.count),
+                workers=config.workers,
             ) as stream,
             _stop_on_signal(self),
             TrainingProgress(config.images, start, self.console) as self.progress,
         ):
-            self.loggers = Loggers(config, self.run, images=start)
+            self.loggers = Loggers(config, self.run, images=start) if self.ranks.is_first else None
             try:
                 self._introduce()
                 while not self._finished():
                     self._advance(stream)
                 return self._conclude()
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(
+                    f"the memory of {self.device} ran out ({str(error).splitlines()[0]}); {self._last_good()}. "
+                    f"A greater --accumulate needs less at a time and trains the same; or lower --batch-size"
+                ) from error
+            except LostContactError as error:
+                raise TrainingError(f"{error}; {self._last_good()}") from error
             finally:
-                self.loggers.close()
+                if self.loggers:
+                    self.loggers.close()
 
-    def _advance(self, stream: Iterator[Tensor]) -> None:
+    def _advance(self, stream: BatchStream) -> None:
         """One step, and what falls due after it."""
         began = time.perf_counter()
-        real = from_uint8(next(stream).to(self.device))
-        for name, value in self.training.step(real).items():
+        with record_function("vitgan: data"):
+            real, labels = self._next_batch(stream)
+        for name, value in self.training.step(real, labels).items():
             self.totals.setdefault(name, []).append(value)
         self.elapsed += time.perf_counter() - began
         self.progress.advance(self.training.images)
+        self._ended = self.ranks.any(self._out_of_time() or self._stop_signal is not None)
+        if self.tracer and (report := self.tracer.step()):
+            self.progress.say(report)
         config = self.config
         if self._due(config.log_every) or self._finished():
             self._log()
@@ -119,12 +145,27 @@ class Trainer:
         if self._due(config.checkpoint_every) and not self._finished():
             self._save()
 
+    def _next_batch(self, stream: BatchStream) -> tuple[Tensor, Tensor | None]:
+        try:
+            images = next(stream)
+        except DataError as error:
+            if self.ranks.count > 1:  # a checkpoint needs them all, and the others do not know
+                raise DataError(f"{error}\nUntil then: {self._last_good()}") from error
+            raise DataError(
+                f"{error}\nNothing is lost: {self._save()} was saved, go on with --resume {self.run}"
+            ) from error
+        labels = stream.labels if self.config.conditional else None
+        if self.device.type == "cuda":
+            images = images.pin_memory()
+        real = from_uint8(images.to(self.device, non_blocking=True))
+        return real, None if labels is None else labels.to(self.device, non_blocking=True)
+
     def _due(self, every: int) -> bool:
         """Whether the last step went past a multiple of `every` images."""
         return self.training.images // every > (self.training.images - self.config.batch_size) // every
 
     def _finished(self) -> bool:
-        return self.training.images >= self.config.images or self._out_of_time() or self._stop_signal is not None
+        return self.training.images >= self.config.images or self._ended
 
     def _out_of_time(self) -> bool:
         return self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes
@@ -135,13 +176,16 @@ class Trainer:
 
     def _introduce(self) -> None:
         if self.training.steps == 0:
-            self.progress.say(f"{self.dataset} on {self.device} -> {self.run}")
-            self.progress.say(
-                f"sliced Wasserstein distance between two parts of the data: {self.evaluator.floor():.3f}"
-            )
-            save_image(grid(self.evaluator.grid, columns=GRID_SIDE), self.run / "real.png")
+            among = f" x {self.ranks.count}" if self.ranks.count > 1 else ""
+            self.progress.say(f"{self.dataset} on {self.device}{among} -> {self.run}")
+            if self.ranks.is_first:
+                floor = self.evaluator.floor()
+                self.progress.say(f"sliced Wasserstein distance between two parts of the data: {floor:.3f}")
+                save_image(grid(self.evaluator.grid, columns=GRID_SIDE), self.run / "real.png")
             self._evaluate()
             self._sample()
+            if self.ranks.count > 1:
+                self._save()  # a process may be lost at any time, and then no other state can be had
         else:
             self.progress.say(f"resuming {self.run} at {self.training.images:,} images on {self.device}")
 
@@ -149,7 +193,7 @@ class Trainer:
         """Log the means since the last time, and stop where one is not a number."""
         if not self.totals:
             return
-        scalars = {name: float(torch.stack(values).mean()) for name, values in self.totals.items()}
+        scalars = self.ranks.mean({name: float(torch.stack(values).mean()) for name, values in self.totals.items()})
         steps = max(map(len, self.totals.values()))
         self.totals.clear()
         bad = [name for name, value in scalars.items() if not math.isfinite(value)]
@@ -162,17 +206,25 @@ class Trainer:
         left = (self.config.images - images) / rate
         if self.config.max_minutes is not None:
             left = min(left, 60 * self.config.max_minutes - now)
-        self.loggers.scalars(scalars | {"images_per_second": rate, "elapsed": now}, images=images)
+        if self.loggers:
+            self.loggers.scalars(scalars | {"images_per_second": rate, "elapsed": now}, images=images)
         self.progress.update(images, rate=rate, left=max(left, 0.0), scalars=scalars)
 
     def _evaluate(self) -> None:
+        if not self.loggers:
+            return
         scores = self.evaluator(self.average)
         self.loggers.scalars(scores, images=self.training.images)
         text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self.progress.say(f"{self.training.images:,} images: {text}")
 
     def _sample(self) -> None:
-        sheet = grid(self.average.sample(GRID_SIDE**2, seed=self.config.seed), columns=GRID_SIDE)
+        if not self.loggers:
+            return
+        labels = None
+        if self.average.classes:  # each row is a class
+            labels = torch.arange(GRID_SIDE**2) // GRID_SIDE % self.average.classes
+        sheet = grid(self.average.sample(GRID_SIDE**2, seed=self.config.seed, labels=labels), columns=GRID_SIDE)
         save_image(sheet, self.run / SAMPLES / f"{self.training.images:012d}.png")
         self.loggers.picture(sheet, images=self.training.images)
 
@@ -182,13 +234,16 @@ class Trainer:
         if not self.training.is_finite():
             self._fail(["weights"])
         state = {"elapsed": self.elapsed, "dataset_images": len(self.dataset)}
-        return save_checkpoint(self.training, self.run, trainer_state=state, keep=self.config.keep_checkpoints)
+        try:
+            return save_checkpoint(self.training, self.run, trainer_state=state, keep=self.config.keep_checkpoints)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {self._last_good()}") from error
 
     def _conclude(self) -> bool:
         path = self._save()
-        if self._stop_signal:
+        if self._ended and not self._out_of_time():
             self.progress.say(
-                f"{self._stop_signal}: stopped at {self.training.images:,} images, saved {path}\n"
+                f"{self._stop_signal or 'signal'}: stopped at {self.training.images:,} images, saved {path}\n"
                 f"go on with: vitgan train --resume {self.run}"
             )
             return False
@@ -206,20 +261,20 @@ class Trainer:
         )
         return True
 
-    def _fail(self, names: list[str]) -> None:
+    def _last_good(self) -> str:
         checkpoints = list_checkpoints(self.run)
-        last = (
-            f"the last good checkpoint is {checkpoints[-1]}, where --resume {self.run} goes on"
-            if checkpoints
-            else "no checkpoint had been saved yet, so start again"
-        )
+        if not checkpoints:
+            return "no checkpoint had been saved yet, so start again"
+        return f"the last good checkpoint is {checkpoints[-1]}, where --resume {self.run} goes on"
+
+    def _fail(self, names: list[str]) -> None:
         raise TrainingError(
-            f"{', '.join(names)} became NaN or infinite before {self.training.images:,} images; {last}. "
+            f"{', '.join(names)} became NaN or infinite before {self.training.images:,} images; {self._last_good()}. "
             f"Lower learning rates may help (--optimiser.g-lr, --optimiser.d-lr)."
         )
 
     @property
-    def average(self) -> Generator:
+    def average(self) -> ImageGenerator:
         """The averaged generator."""
         return self.training.averaged_generator
 

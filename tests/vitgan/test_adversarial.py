@@ -19,6 +19,7 @@ LOGISTIC = LossConfig(bcr_real=2.0, bcr_fake=3.0)
 LOSSES = {
     "logistic": LossConfig(bcr_real=0, bcr_fake=0),
     "logistic, bCR": LOGISTIC,
+    "hinge, R2": LossConfig("hinge", bcr_real=0, bcr_fake=0, r2=0.4, penalty_every=3),
     "logistic, R1": LossConfig(bcr_real=0, bcr_fake=0, r1=0.7, penalty_every=2),
     "relativistic, all": LossConfig("relativistic", bcr_real=2.0, bcr_fake=3.0, r1=0.7, r2=0.3, penalty_every=2),
 }
@@ -41,7 +42,7 @@ class Written:
         draws, loss = self.twin.random, self.config.loss
         z = torch.randn(len(real), self.config.generator.latent_dim, generator=draws)
         fake = self.g(z).detach()
-        seen_real, seen_fake = self.twin.augment(real, draws), self.twin.augment(fake, draws)
+        seen_real, seen_fake = self.augmented(real), self.augmented(fake)
         self.d.train()(real[:1])  # one power iteration, and from here on none
         self.d.eval()
         penalised = self.steps % loss.penalty_every == 0
@@ -49,6 +50,8 @@ class Written:
         fake_logits, r2 = self.logits(seen_fake, penalised)
         if loss.kind == "relativistic":
             total = softplus(fake_logits - real_logits).mean()
+        elif loss.kind == "hinge":
+            total = (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean()
         else:
             total = softplus(-real_logits).mean() + softplus(fake_logits).mean()
         total = total + loss.bcr_real * (real_logits - self.d(real)).square().mean()
@@ -58,14 +61,19 @@ class Written:
         self.move(self.d_adam, total)
 
         z = torch.randn(len(real), self.config.generator.latent_dim, generator=draws)
-        logits = self.d(self.twin.augment(self.g(z), draws))
+        logits = self.d(self.augmented(self.g(z)))
         if loss.kind == "relativistic":
-            total = softplus(self.d(self.twin.augment(real, draws)) - logits).mean()
+            total = softplus(self.d(self.augmented(real)) - logits).mean()
+        elif loss.kind == "hinge":
+            total = -logits.mean()
         else:
             total = softplus(-logits).mean()
         self.move(self.g_adam, total)
         self.steps += 1
         self.follow()
+
+    def augmented(self, images: Tensor) -> Tensor:
+        return self.twin.augment(images, self.twin.augment.draw(len(images), self.twin.random))
 
     def logits(self, images: Tensor, penalised: bool) -> tuple[Tensor, Tensor]:
         images = images.clone().requires_grad_()
@@ -114,9 +122,10 @@ def test_three_steps_are_those_written_out(name: str) -> None:
 def determined(state: dict[str, Tensor], loss: LossConfig) -> dict[str, Tensor]:
     """All but what the loss does not depend on: its gradient is rounding, of which Adam makes steps of full length.
 
-    These are the bias of the keys in dot-product attention, and where logits are only compared, what shifts them all.
+    These are the bias of the keys in dot-product attention, and what shifts all logits: where they are only compared,
+    or lie within the margins of the hinge, as they do at the start.
     """
-    shifts = {"head.bias", "norm.bias"} if loss.kind == "relativistic" else set()
+    shifts = set() if loss.kind == "logistic" else {"head.bias", "norm.bias"}
     return {name: x for name, x in state.items() if name not in {"blocks.0.attention.to_qkv.bias"} | shifts}
 
 
@@ -125,9 +134,10 @@ def test_every_parameter_of_both_networks_moves(name: str) -> None:
     state = training(loss=LOSSES[name])
     before = everything(state)
     state.step(batch(0))
+    still = {"head.bias"} if LOSSES[name].kind == "hinge" else set()  # within the margins; see `determined`
     for network in ("generator", "discriminator"):
         parameters = dict(getattr(state, network).named_parameters())
-        assert [n for n, p in parameters.items() if torch.equal(p, before[f"{network}.{n}"])] == []
+        assert [n for n, p in parameters.items() if n not in still and torch.equal(p, before[f"{network}.{n}"])] == []
 
 
 class Watch:
@@ -219,12 +229,12 @@ def test_both_steps_show_the_discriminator_augmented_images() -> None:
     watch = Watch(state)
     given: list[Tensor] = []
 
-    def mark(images: Tensor, draws: torch.Generator) -> Tensor:
-        assert draws is state.random
+    def mark(images: Tensor, draws: Tensor) -> Tensor:
+        assert draws.shape == (len(images), state.augment.width)
         given.append(images.detach().clone())
         return images + 100
 
-    state.augment = mark  # type: ignore[assignment]
+    state.objectives.augment = mark  # type: ignore[assignment]
     real = batch(0)
     state.step(real)
     seen_by_d, seen_by_g = watch.seen
@@ -238,15 +248,15 @@ def test_both_steps_show_the_discriminator_augmented_images() -> None:
 
 def test_bcr_compares_each_image_with_itself_and_weighs_real_and_generated_ones_apart() -> None:
     state = training(loss=LOGISTIC)
-    state.augment = lambda images, draws: images * 3  # type: ignore[assignment]
+    state.objectives.augment = lambda images, draws: images * 3  # type: ignore[assignment]
     brightness: list[Tensor] = []
 
-    def bright(images: Tensor) -> Tensor:
+    def bright(images: Tensor, labels: None) -> Tensor:
         brightness.append(images.detach().mean((1, 2, 3)))
         return images.mean((1, 2, 3)) * next(state.discriminator.parameters()).sum() ** 0
 
-    state.discriminator.forward = bright  # type: ignore[method-assign]
-    loss, scalars = state._d_loss(batch(0), True)
+    state.discriminator.forward = bright  # type: ignore[method-assign, assignment]
+    [(loss, scalars)] = state._d_losses(batch(0), None)
     clean_real, clean_fake = brightness[0].chunk(4)[2:]
     expected = 2 * (2 * clean_real).square().mean() + 3 * (2 * clean_fake).square().mean()
     torch.testing.assert_close(scalars["bcr"], expected)

@@ -2,22 +2,27 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from vitgan.augment import AugmentConfig, DiffAugment, color, cutout, scale, translate
+from vitgan.augment import DRAWS, AugmentConfig, DiffAugment, Operation, color, cutout, scale, translate
 
-Operation = Callable[[Tensor, torch.Generator], Tensor]
 OPERATIONS: list[Operation] = [color, scale, translate, cutout]
 NONE = AugmentConfig(translation=0, color=0, cutout=0, scaling=0)
 
 
 def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def apply(operation: Operation | DiffAugment, images: Tensor, seed: int = 0) -> Tensor:
+    """With the draws of a seed."""
+    if isinstance(operation, DiffAugment):
+        return operation(images, operation.draw(len(images), draws(seed)))
+    return operation(images, torch.rand(len(images), DRAWS[operation], generator=draws(seed)))
 
 
 def assert_uniform(values: Tensor, low: float, high: float) -> None:
@@ -35,7 +40,8 @@ def assert_uniform(values: Tensor, low: float, high: float) -> None:
 def test_without_any_operation_images_stay_exactly_as_they_are() -> None:
     images, generator = torch.randn(4, 3, 8, 8), draws()
     before = generator.get_state()
-    torch.testing.assert_close(DiffAugment(NONE)(images, generator), images, rtol=0, atol=0)
+    augment = DiffAugment(NONE)
+    torch.testing.assert_close(augment(images, augment.draw(4, generator)), images, rtol=0, atol=0)
     assert torch.equal(generator.get_state(), before), "and nothing is drawn"
 
 
@@ -43,7 +49,7 @@ def test_without_any_operation_images_stay_exactly_as_they_are() -> None:
 @pytest.mark.parametrize("probability", [0.3, 1.0])
 def test_each_operation_is_drawn_for_each_image_with_its_probability(name: str, probability: float) -> None:
     images = torch.rand(2000, 1, 8, 8) + 1
-    augmented = DiffAugment(AugmentConfig(**(vars(NONE) | {name: probability})))(images, draws())
+    augmented = apply(DiffAugment(AugmentConfig(**(vars(NONE) | {name: probability}))), images)
     changed = (augmented != images).flatten(1).any(1)
     # One of nine translations of an image of eight pixels is none at all.
     expected = probability * (8 / 9 if name == "translation" else 1)
@@ -54,7 +60,7 @@ def test_each_operation_is_drawn_for_each_image_with_its_probability(name: str, 
 def test_operations_are_drawn_independently() -> None:
     images = torch.full((2000, 1, 16, 16), 0.7)
     config = AugmentConfig(translation=0, color=0.5, cutout=0.5, scaling=0)
-    augmented = DiffAugment(config)(images, draws())
+    augmented = apply(DiffAugment(config), images)
     brighter = augmented.flatten(1).amax(1) != 0.7
     cut = (augmented == 0).flatten(1).any(1)
     shares = [(a & b).float().mean().item() for a in (brighter, ~brighter) for b in (cut, ~cut)]
@@ -64,33 +70,33 @@ def test_operations_are_drawn_independently() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_image_does_not_see_the_others(operation: Operation) -> None:
     images = torch.randn(6, 3, 16, 16)
-    expected = operation(images, draws())
+    expected = apply(operation, images)
     others = images.clone()
     others[[0, 1, 3, 4, 5]] = torch.randn(5, 3, 16, 16)
-    torch.testing.assert_close(operation(others, draws())[2], expected[2], rtol=0, atol=0)
+    torch.testing.assert_close(apply(operation, others)[2], expected[2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_image_has_a_draw_of_its_own(operation: Operation) -> None:
     images = torch.randn(1, 3, 32, 32).expand(8, -1, -1, -1)
-    augmented = operation(images, draws()).flatten(1)
+    augmented = apply(operation, images).flatten(1)
     assert len(augmented.unique(dim=0)) >= 7
 
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, DiffAugment(AugmentConfig())])
 def test_draws_repeat_by_seed_and_leave_the_random_state_alone(operation: Operation) -> None:
     images, state = torch.randn(4, 3, 16, 16), torch.get_rng_state()
-    augmented = operation(images, draws())
+    augmented = apply(operation, images)
     assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(operation(images, draws()), augmented, rtol=0, atol=0)
-    assert not torch.equal(operation(images, draws(1)), augmented)
+    torch.testing.assert_close(apply(operation, images), augmented, rtol=0, atol=0)
+    assert not torch.equal(apply(operation, images, 1), augmented)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 2, 8, 8), (2, 3, 8, 12), (2, 4, 12, 8), (2, 3, 1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shape_and_dtype_are_kept(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     images = torch.randn(shape, dtype=dtype)
-    augmented = DiffAugment(AugmentConfig(1, 1, 1, 1))(images, draws())
+    augmented = apply(DiffAugment(AugmentConfig(1, 1, 1, 1)), images)
     assert augmented.shape == shape
     assert augmented.dtype == dtype
     assert augmented.isfinite().all()
@@ -100,12 +106,12 @@ def test_shape_and_dtype_are_kept(shape: tuple[int, ...], dtype: torch.dtype) ->
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_gradients_in_float64(operation: Operation, channels: int) -> None:
     images = torch.randn(2, channels, 8, 8, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda images: operation(images, draws(3)), images, fast_mode=True)
+    assert gradcheck(lambda images: apply(operation, images, 3), images, fast_mode=True)
 
 
 def test_gradients_flow_through_all_of_them() -> None:
     images = torch.randn(64, 3, 8, 8, requires_grad=True)
-    DiffAugment(AugmentConfig())(images, draws()).square().sum().backward()
+    apply(DiffAugment(AugmentConfig()), images).square().sum().backward()
     assert images.grad is not None
     assert (images.grad != 0).flatten(1).any(1).all()
     assert (images.grad != 0).float().mean() > 0.5
@@ -114,22 +120,22 @@ def test_gradients_flow_through_all_of_them() -> None:
 @pytest.mark.parametrize("channels", [2, 4])
 def test_color_leaves_an_alpha_channel_alone(channels: int) -> None:
     images = torch.randn(16, channels, 8, 8)
-    colored = color(images, draws())
+    colored = apply(color, images)
     torch.testing.assert_close(colored[:, -1], images[:, -1], rtol=0, atol=0)
     assert (colored[:, :-1] != images[:, :-1]).flatten(1).any(1).all()
     alone = torch.cat([images[:, :-1], torch.randn(16, 1, 8, 8)], dim=1)
-    torch.testing.assert_close(color(alone, draws())[:, :-1], colored[:, :-1], rtol=0, atol=0)
+    torch.testing.assert_close(apply(color, alone)[:, :-1], colored[:, :-1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_color_changes_every_channel_where_none_is_alpha(channels: int) -> None:
     images = torch.randn(16, channels, 8, 8)
-    assert (color(images, draws()) != images).flatten(2).any(2).all()
+    assert (apply(color, images) != images).flatten(2).any(2).all()
 
 
 def test_brightness_is_uniform() -> None:
     """Saturation and contrast do nothing to an image of one grey."""
-    colored = color(torch.full((4000, 3, 2, 2), 0.2), draws())
+    colored = apply(color, torch.full((4000, 3, 2, 2), 0.2))
     torch.testing.assert_close(colored, colored[:, :1, :1, :1].expand_as(colored))
     assert_uniform(colored[:, 0, 0, 0] - 0.2, -0.5, 0.5)
 
@@ -138,7 +144,7 @@ def test_contrast_and_saturation_are_uniform() -> None:
     """Grey level varies from left to right, and red against blue from top to bottom."""
     grey = torch.tensor([-1.0, 1.0]).expand(1, 3, 2, 2)
     tint = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1) * torch.tensor([1.0, -1.0]).view(1, 1, 2, 1)
-    colored = color((grey + tint).repeat(4000, 1, 1, 1), draws())
+    colored = apply(color, (grey + tint).repeat(4000, 1, 1, 1))
     contrast = (colored[:, 1, :, 1] - colored[:, 1, :, 0]).mean(1) / 2
     assert_uniform(contrast, 0.5, 1.5)
     saturation = (colored[:, 0] - colored[:, 2])[:, 0].mean(1) / 2 / contrast
@@ -150,16 +156,16 @@ def test_contrast_and_saturation_are_uniform() -> None:
 def test_zoom_is_about_the_centre_and_log_uniform() -> None:
     column = (2 * torch.arange(32.0) + 1) / 32 - 1
     ramps = column.expand(2000, 1, 32, 32)
-    zoomed = scale(ramps, draws())
+    zoomed = apply(scale, ramps)
     middle = zoomed[:, 0, 16, 8:24]
     factor = (column[23] - column[8]) / (middle[:, -1] - middle[:, 0])
     assert_uniform(factor.log() / math.log(1.25), -1, 1)
     torch.testing.assert_close(middle, column[8:24] / factor[:, None], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(scale(ramps.mT, draws()), zoomed.mT)
+    torch.testing.assert_close(apply(scale, ramps.mT), zoomed.mT)
 
 
 def test_zooming_out_shows_the_middle_of_the_range_around_the_image() -> None:
-    zoomed = scale(torch.ones(200, 1, 32, 32), draws())[:, 0]
+    zoomed = apply(scale, torch.ones(200, 1, 32, 32))[:, 0]
     corners = zoomed[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     outside = (corners == 0).all(1)
     assert 0.3 < outside.float().mean() < 0.5, "about half are zoomed out, a few of them by less than a pixel"
@@ -176,7 +182,7 @@ def test_translation_is_by_whole_pixels_and_uniform() -> None:
         for down in range(-2, 3)
         for right in range(-3, 4)
     }
-    for moved in translate(image.expand(1000, 1, 16, 24), draws()):
+    for moved in apply(translate, image.expand(1000, 1, 16, 24)):
         [shift] = [shift for shift, expected in shifted.items() if torch.equal(moved, expected)]
         seen[shift] += 1
     assert len(seen) == 5 * 7
@@ -187,7 +193,7 @@ def test_translation_is_by_whole_pixels_and_uniform() -> None:
 
 
 def test_cutout_is_a_square_of_half_the_side_anywhere() -> None:
-    cut = cutout(torch.ones(2000, 2, 16, 16), draws()) == 0
+    cut = apply(cutout, torch.ones(2000, 2, 16, 16)) == 0
     assert torch.equal(cut[:, 0], cut[:, 1]), "in all channels"
     rows, columns = cut[:, 0].any(2), cut[:, 0].any(1)
     assert torch.equal(cut[:, 0], rows[:, :, None] & columns[:, None, :]), "a rectangle"
@@ -204,6 +210,6 @@ def test_cutout_is_a_square_of_half_the_side_anywhere() -> None:
 
 def test_cutout_keeps_the_rest_exactly() -> None:
     images = torch.randn(50, 3, 8, 8)
-    cut = cutout(images, draws())
+    cut = apply(cutout, images)
     kept = cut != 0
     torch.testing.assert_close(cut[kept], images[kept], rtol=0, atol=0)

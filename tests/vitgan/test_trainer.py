@@ -62,7 +62,8 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     two, _ = trainer(tmp_path / "two", images=8, seed=1)
     one.train()
     two.train()
-    assert not torch.equal(one.training.generator.positions.linear.bias, two.training.generator.positions.linear.bias)
+    name = "generator.positions.linear.bias"
+    assert not torch.equal(everything(one.training)[name], everything(two.training)[name])
 
 
 def test_metrics_beyond_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoi
     job, _ = trainer(tmp_path)
     real_step = job.training.step
 
-    def step(real: torch.Tensor) -> dict[str, Any]:
+    def step(real: torch.Tensor, labels: None) -> dict[str, Any]:
         scalars = real_step(real)
         return scalars | {"d_loss": torch.tensor(value)} if job.training.steps == 7 else scalars
 
@@ -99,7 +100,7 @@ def test_weights_that_the_last_step_broke_are_not_saved(tmp_path: Path, monkeypa
     job, _ = trainer(tmp_path)
     real_step = job.training.step
 
-    def step(real: torch.Tensor) -> dict[str, Any]:
+    def step(real: torch.Tensor, labels: None) -> dict[str, Any]:
         scalars = real_step(real)
         if job.training.steps == 6:
             with torch.no_grad():
@@ -187,8 +188,8 @@ def test_run_directories_are_numbered_and_never_reused(tmp_path: Path) -> None:
 def stop_after_steps(training: Adversarial, steps: int, stop: Any) -> None:
     original = training.step
 
-    def step(real: torch.Tensor) -> dict[str, torch.Tensor]:
-        scalars = original(real)
+    def step(real: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        scalars = original(real, labels)
         if training.steps == steps:
             stop()
         return scalars

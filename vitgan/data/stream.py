@@ -25,11 +25,13 @@ class BatchStream(Iterator[Tensor]):
         batch_size: images a batch.
         seed: of the permutations.
         start: number of the first batch; with an earlier stream's `position`, it goes on where that stopped.
+        part: (number, count) of the process among those that share each batch out; `batch_size` is a multiple of count.
         workers: processes that decode ahead; 0 fetches in this one. None means 0 for data in memory, else
             one for each core but the one that trains, up to 8.
 
     Attributes:
         position: number of the next batch, counted from the beginning of the training.
+        labels: int64 (B,), the classes of the batch that was given last; None where the data has none.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class BatchStream(Iterator[Tensor]):
         *,
         seed: int,
         start: int = 0,
+        part: tuple[int, int] = (0, 1),
         workers: int | None = None,
     ) -> None:
         if len(dataset) == 0:
@@ -50,7 +53,13 @@ class BatchStream(Iterator[Tensor]):
         if workers is None:
             workers = 0 if dataset.in_memory else max(1, min(8, core_count() - 1))
         self.position = start
-        batches = batch_indices(len(dataset), batch_size, seed, start)
+        if not 0 <= part[0] < part[1] or batch_size % part[1]:
+            raise ValueError(f"a batch of {batch_size} cannot be shared out as part {part[0]} of {part[1]}")
+        self.labels: Tensor | None = None
+        self._classes = dataset.labels
+        # Made anew beside the batches, which workers may hold ahead of what has been given out.
+        self._indices = _part(batch_indices(len(dataset), batch_size, seed, start), *part)
+        batches = _part(batch_indices(len(dataset), batch_size, seed, start), *part)
         self._batches: Iterator[Tensor] | None = map_in_workers(dataset.fetch, batches, workers)
 
     def __next__(self) -> Tensor:
@@ -58,6 +67,8 @@ class BatchStream(Iterator[Tensor]):
             raise RuntimeError("this BatchStream is closed: make a new one with start=stream.position")
         batch = next(self._batches)
         self.position += 1
+        if self._classes is not None:
+            self.labels = self._classes[next(self._indices)]
         return batch
 
     def close(self) -> None:
@@ -85,6 +96,10 @@ def batch_indices(length: int, batch_size: int, seed: int, start: int = 0) -> It
             first += len(piece)
             wanted -= len(piece)
         yield torch.cat(pieces).tolist()
+
+
+def _part(batches: Iterator[list[int]], number: int, count: int) -> Iterator[list[int]]:
+    return (batch[number * len(batch) // count : (number + 1) * len(batch) // count] for batch in batches)
 
 
 @lru_cache(maxsize=2)

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vitgan.data.base import DataError
+
 T = TypeVar("T")
 
 
@@ -20,12 +22,12 @@ def core_count() -> int:
 def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]], workers: int) -> Iterator[T]:
     """`map(fetch, batches)`, computed ahead in `workers` processes, which end when the iterator is dropped.
 
-    With 0 workers it is computed in this process, when asked for.
+    With 0 workers it is computed in this process, when asked for. A DataError of `fetch` is raised as it is.
     """
     if workers == 0:
         return map(fetch, batches)
     with _interrupts_blocked():
-        return iter(
+        results = iter(
             DataLoader(
                 _Batches(fetch),
                 batch_sampler=batches,
@@ -36,16 +38,27 @@ def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]]
                 generator=torch.Generator().manual_seed(0),
             )
         )
+    return map(_result, results)
 
 
-class _Batches(Dataset[T], Generic[T]):
+class _Batches(Dataset[T | DataError], Generic[T]):
     """Hands the indices of a batch to `fetch` whole."""
 
     def __init__(self, fetch: Callable[[list[int]], T]) -> None:
         self.fetch = fetch
 
-    def __getitems__(self, indices: list[int]) -> T:
-        return self.fetch(indices)
+    def __getitems__(self, indices: list[int]) -> T | DataError:
+        # Given back instead of raised: the loader would wrap its message in a worker's traceback.
+        try:
+            return self.fetch(indices)
+        except DataError as error:
+            return error
+
+
+def _result(result: T | DataError) -> T:
+    if isinstance(result, DataError):
+        raise result
+    return result
 
 
 def _as_is(batch: Any) -> Any:

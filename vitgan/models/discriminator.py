@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitgan.models.layers import MLP, EqualLinear, FourierPositions, OverlappingPatches, check_sizes
+from vitgan.models.layers import (
+    MLP,
+    ClassLogits,
+    EqualLinear,
+    FourierPositions,
+    OverlappingPatches,
+    check_images,
+    check_sizes,
+)
 from vitgan_kernels import L2SelfAttention, SpectralNormGroup
 
 
@@ -43,12 +51,15 @@ class Discriminator(nn.Module):
         config: the sizes of the network.
         image_size: side of the square images, in pixels; a multiple of the patch size.
         channels: 1 to 4.
+        classes: number of classes to judge by; 0 for none.
 
     Raises:
         ValueError: a size does not divide or is out of range.
     """
 
-    def __init__(self, config: DiscriminatorConfig, *, image_size: int = 32, channels: int = 3) -> None:
+    def __init__(
+        self, config: DiscriminatorConfig, *, image_size: int = 32, channels: int = 3, classes: int = 0
+    ) -> None:
         super().__init__()
         dim, patch = config.dim, config.patch_size
         check_sizes(image_size, patch, channels, dim, config.heads)
@@ -63,18 +74,24 @@ class Discriminator(nn.Module):
         self.positions = FourierPositions(image_size // patch, dim, frequency=config.position_frequency)
         self.blocks = nn.ModuleList(DiscriminatorBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim)
-        self.head = EqualLinear(dim, 1)
+        self.head = ClassLogits(dim, classes)
         self.spectral_norm = SpectralNormGroup(self, improved=True)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, positive for images taken as real. images (B, channels, image_size, image_size) -> (B,)."""
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"this discriminator takes images of {self.image_shape}, got {tuple(images.shape[1:])}")
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits, positive for images taken as real (and of their class, if conditional).
+
+        images (B, channels, image_size, image_size), labels int64 (B,) if conditional -> (B,).
+        """
+        return self.head(self.norm(self.encode(images)[:, 0]), labels)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The last block's tokens, the class token first: (B, 1 + tokens, dim)."""
+        check_images(images, self.image_shape)
         patches = self.patches(images) + self.positions()
         h = torch.cat([self.class_token.expand(len(images), 1, -1), patches], dim=1)
         for block in self.blocks:
             h = block(h)
-        return self.head(self.norm(h[:, 0])).squeeze(1)
+        return h
 
 
 class DiscriminatorBlock(nn.Module):

@@ -1,15 +1,13 @@
 """The ViTGAN generator (Lee et al., 2021, section 3.3)."""
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitgan.models.base import ImageGenerator, MappingNetwork
 from vitgan.models.layers import MLP, EqualLinear, FourierPositions, check_sizes
 from vitgan_kernels import ModulatedSiren
 
@@ -56,7 +54,7 @@ class GeneratorConfig:
     """Likewise of E_fou, on the pixels of a patch (or, with scope image, of the whole image)."""
 
 
-class Generator(nn.Module):
+class Generator(ImageGenerator):
     """Latents in, images out: a transformer whose tokens become patches of an image.
 
         w   = mapping(z)
@@ -69,31 +67,26 @@ class Generator(nn.Module):
         config: the sizes of the network.
         image_size: side of the square images, in pixels; a multiple of the patch size.
         channels: 1 to 4.
+        classes: number of classes to generate by; 0 for none.
 
     Raises:
         ValueError: a size does not divide or is out of range.
     """
 
-    def __init__(self, config: GeneratorConfig, *, image_size: int = 32, channels: int = 3) -> None:
-        super().__init__()
+    def __init__(self, config: GeneratorConfig, *, image_size: int = 32, channels: int = 3, classes: int = 0) -> None:
         check_sizes(image_size, config.patch_size, channels, config.dim, config.heads)
         positive = (config.latent_dim, config.mlp_ratio, config.mapping_lr_multiplier, config.siren_hidden_layers)
         if min(positive) <= 0 or min(config.depth, config.mapping_depth) < 0:
             raise ValueError(f"the generator's sizes must be positive (a depth may be 0), got {config}")
+        mapping = MappingNetwork(config.latent_dim, config.mapping_depth, config.mapping_lr_multiplier, classes=classes)
+        super().__init__(mapping, latent_dim=config.latent_dim, image_size=image_size, channels=channels)
         self.config = config
-        self.image_size = image_size
-        self.channels = channels
         grid = image_size // config.patch_size
-        self.mapping = MappingNetwork(config.latent_dim, config.mapping_depth, config.mapping_lr_multiplier)
         self.positions = FourierPositions(grid, config.dim, frequency=config.position_frequency)
         self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.depth))
         self.norm = SelfModulatedLayerNorm(config)
         head = SirenHead if config.head == "siren" else LinearHead
         self.head = head(config, grid, channels)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Images for latents. z (B, latent_dim), normal -> (B, channels, image_size, image_size), about [-1, 1]."""
-        return self.synthesise(self.mapping(z))
 
     def synthesise(self, w: Tensor) -> Tensor:
         """Images for mapped latents. w (B, latent_dim) -> (B, channels, image_size, image_size)."""
@@ -101,73 +94,6 @@ class Generator(nn.Module):
         for block in self.blocks:
             h = block(h, w)
         return self.head(self.norm(h, w))
-
-    def latents(self, count: int, *, seed: int) -> Tensor:
-        """(count, latent_dim) standard normal latents, the same on every device for the same seed."""
-        if count < 0:
-            raise ValueError(f"the number of latents must not be negative, got {count}")
-        device = self.positions.positions.device
-        return torch.randn(count, self.config.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
-
-    @torch.no_grad()
-    def sample(self, count: int, *, seed: int = 0, truncation: float = 1.0, batch_size: int = 64) -> Tensor:
-        """Sampled images in [-1, 1], (count, channels, image_size, image_size).
-
-        Args:
-            count: number of images.
-            seed: chooses the latents.
-            truncation: pulls w towards its mean; 1 leaves it, 0 gives the mean image (StyleGAN's psi).
-            batch_size: images generated at a time.
-        """
-        return self.render(self.map_latents(count, seed=seed), truncation=truncation, batch_size=batch_size)
-
-    @torch.no_grad()
-    def render(self, w: Tensor, *, truncation: float = 1.0, batch_size: int = 64) -> Tensor:
-        """Images in [-1, 1] for mapped latents w (N, latent_dim), truncated as in `sample`."""
-        if not math.isfinite(truncation):
-            raise ValueError(f"truncation must be a finite number, got {truncation}")
-        if truncation != 1:
-            mean = self.mapping(self.latents(4096, seed=0)).mean(dim=0)
-            w = mean.lerp(w, truncation)
-        return torch.cat([self.synthesise(part) for part in w.split(batch_size)]).clamp(-1, 1)
-
-    @torch.no_grad()
-    def map_latents(self, count: int, *, seed: int = 0) -> Tensor:
-        """Mapped random latents w (count, latent_dim), for `render`."""
-        return self.mapping(self.latents(count, seed=seed))
-
-    @torch.no_grad()
-    def walk(self, count: int, *, seed: int = 0, stops: int = 4) -> Tensor:
-        """w (count, latent_dim), for `render`, along a closed walk through `stops` random points."""
-        points = self.map_latents(stops, seed=seed)
-        place = torch.arange(count, device=points.device) * stops / count
-        before = place.long()
-        return points[before].lerp(points[(before + 1) % stops], (place - before).unsqueeze(1))
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Generator":
-        """The averaged (EMA) generator of a run directory or of one of its checkpoints, in evaluation mode.
-
-        Raises:
-            CheckpointError: there is none at `path`, or it is damaged.
-        """
-        from vitgan.checkpoint import load_generator  # here, because it imports this module
-
-        return load_generator(path, device=device)
-
-
-class MappingNetwork(nn.Module):
-    """z, normalised to unit mean square, through equalised layers with leaky ReLU to w. (B, dim) -> (B, dim)."""
-
-    def __init__(self, dim: int, depth: int, lr_multiplier: float) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(EqualLinear(dim, dim, lr_multiplier=lr_multiplier) for _ in range(depth))
-
-    def forward(self, z: Tensor) -> Tensor:
-        w = F.rms_norm(z, z.shape[-1:], eps=1e-8)
-        for layer in self.layers:
-            w = F.leaky_relu(layer(w), 0.2) * 2**0.5
-        return w
 
 
 class SelfModulatedLayerNorm(nn.Module):

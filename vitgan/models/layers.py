@@ -1,6 +1,7 @@
 """The parts that the generator and the discriminator share."""
 
 import math
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -29,6 +30,48 @@ class EqualLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.bias_scale == 1 else self.bias * self.bias_scale
         return F.linear(x, self.weight * self.weight_scale, bias)
+
+
+class EqualConv2d(nn.Conv2d):
+    """A convolution with an equalised learning rate: unit-variance weights, scaled as they are used.
+
+    Shape: (B, in_channels, H, W) -> (B, out_channels, H', W'), with zeros around the image that keep its size
+    (before the stride).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int | None = None
+    ) -> None:
+        padding = kernel // 2 if padding is None else padding
+        super().__init__(in_channels, out_channels, kernel, stride=stride, padding=padding)
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(cast(Tensor, self.bias))
+        self.weight_scale = 1 / math.sqrt(in_channels * kernel**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.weight_scale, self.bias)
+
+
+class ClassLogits(EqualLinear):
+    """The discriminator's last layer: one logit, or one for each class, of which an image's own is taken.
+
+    With classes this is the conditional discriminator of Mescheder et al. (2018); the layer's rows are a common
+    direction and the class embeddings of a projection discriminator (Miyato and Koyama, 2018) in one.
+
+    Shape: x (B, in_features), labels int64 (B,) or None -> (B,). No activation: the logit is unbounded.
+    """
+
+    def __init__(self, in_features: int, classes: int = 0) -> None:
+        super().__init__(in_features, max(classes, 1))
+        self.classes = classes
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits = super().forward(x)
+        if not self.classes:
+            return logits.squeeze(1)
+        if labels is None:
+            raise ValueError(f"this discriminator is conditional: give labels (B,), numbers below {self.classes}")
+        return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 class OverlappingPatches(nn.Module):
@@ -86,6 +129,19 @@ class MLP(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(EqualLinear(dim, hidden), nn.GELU(), EqualLinear(hidden, dim))
+
+
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless images are (B, *shape)."""
+    if images.shape[1:] != shape:
+        raise ValueError(f"this discriminator takes images of {shape}, got {tuple(images.shape[1:])}")
+
+
+def octaves(image_size: int) -> int:
+    """How often 4 is doubled to make the image's side. Raises ValueError where it is not 4, 8, 16, ..."""
+    if image_size < 4 or image_size & (image_size - 1):
+        raise ValueError(f"a convolutional network needs an image size of 4, 8, 16, 32, ..., got {image_size}")
+    return image_size.bit_length() - 3
 
 
 def check_sizes(image_size: int, patch_size: int, channels: int, dim: int, heads: int) -> None:

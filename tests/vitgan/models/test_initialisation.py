@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vitgan.config import PRESETS
 from vitgan.losses import discriminator_loss
 from vitgan.models import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from vitgan.networks import build_discriminator, build_generator
+from vitgan.presets import PRESETS
 
 HEADS: list[dict[str, Any]] = [
     {"head": "linear"},
@@ -83,14 +84,13 @@ def test_images_start_neither_flat_nor_saturated(options: dict[str, Any], sln: s
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_and_start_well(name: str) -> None:
     config = PRESETS[name]
-    size = {"image_size": config.image_size, "channels": config.channels}
     with torch.no_grad():
         count = 2**14 // config.image_size**2  # 16 small images, or 4 or 1 of the larger ones
-        images = Generator(config.generator, **size)(torch.randn(count, config.generator.latent_dim))
+        images = build_generator(config)(torch.randn(count, config.generator.latent_dim))
         assert images.shape == (count, config.channels, config.image_size, config.image_size)
         assert 0.1 < images.std() < 1
-        logits = Discriminator(config.discriminator, **size)(images[:1])
-    assert logits.shape == (1,)
+        logits = build_discriminator(config)(images[:1].expand(4, -1, -1, -1))
+    assert logits.shape == (4,)
     assert logits.isfinite().all()
 
 

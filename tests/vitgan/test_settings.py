@@ -1,0 +1,130 @@
+"""From a command line to a configuration: preset, file, flags; resuming; classes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.vitgan.helpers import nano
+from vitgan.checkpoint import save_config
+from vitgan.config import Config
+from vitgan.data import TensorDataset
+from vitgan.errors import TrainingError
+from vitgan.presets import PRESETS
+from vitgan.runs import new_run_directory
+from vitgan.settings import read_settings, with_classes
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, text: str) -> list[str]:
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_flags_come_after_the_file_and_the_file_after_the_preset(here: Path) -> None:
+    file = write(here / "a.toml", 'batch-size = 32\nimages = 5\n[generator]\ndim = 192\n[loss]\nkind = "hinge"\n')
+    config = read_settings(["--preset", "cifar10", *file, "--images", "7"]).config
+    preset = PRESETS["cifar10"]
+    expected = replace(
+        preset,
+        batch_size=32,
+        images=7,
+        generator=replace(preset.generator, dim=192),
+        loss=replace(preset.loss, kind="hinge"),
+    )
+    assert config == expected
+
+
+def test_the_configuration_saved_with_a_run_is_a_file_for_another(here: Path) -> None:
+    before = nano(images=99, out=None)
+    save_config(before, here)
+    assert read_settings(["--config", str(here / "config.json")]).config == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bach_size = 3", "unknown key 'bach_size' in Config: did you mean 'batch_size'?"),
+        (
+            "[optimiser]\nema_halflife = 1",
+            "unknown key 'ema_halflife' in OptimiserConfig: did you mean 'ema_half_life'?",
+        ),
+        ("[loss]\nxyzzy = 1", "unknown key 'xyzzy' in LossConfig: it has kind, bcr_real"),
+        ('[loss]\nkind = "wasserstein"', "kind must be one of logistic, hinge, relativistic, got 'wasserstein'"),
+        ('batch_size = "3"', "Config.batch_size must be int, got '3'"),
+        ("batch_size = true", "Config.batch_size must be int, got True"),
+        ("loss = 3", "LossConfig needs a table of settings, got 3"),
+        ("batch_size = -1", "batch_size must be at least 1"),
+        ("batch_size = ", "a.toml"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said(here: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"a\.toml: ") as info:
+        read_settings(write(here / "a.toml", text))
+    assert message in str(info.value)
+
+
+def test_whole_numbers_serve_where_fractions_do(here: Path) -> None:
+    assert read_settings(write(here / "a.toml", "max_minutes = 3\n[loss]\nr1 = 1\n")).config.loss.r1 == 1
+
+
+def test_resume_auto_starts_then_goes_on_with_the_same_command_line(here: Path) -> None:
+    command = ["--resume", "auto", "--images", "12"]
+    first = read_settings(command)
+    assert first.resume is None
+    run = new_run_directory(first.config)
+    assert read_settings(command).resume is None, "a folder without a configuration is no run yet"
+    save_config(first.config, run)
+    assert read_settings([*command[:3], "24"]).resume == run
+    assert read_settings([*command[:3], "24"]).config.images == 24
+    assert read_settings(["--resume", "auto", "--preset", "seed-cifar10"]).resume is None, "another kind of run"
+    with pytest.raises(TrainingError, match="batch_size cannot change"):
+        read_settings([*command, "--batch-size", "2"])
+
+
+def test_resume_auto_with_a_place_of_its_own(here: Path) -> None:
+    command = ["--resume", "auto", "--out", "place"]
+    first = read_settings(command)
+    assert first.resume is None
+    save_config(first.config, here / "place")
+    assert read_settings(command).resume == Path("place")
+
+
+def test_a_resumed_run_brings_its_own_configuration(here: Path) -> None:
+    save_config(nano(out=None), here / "run")
+    for flags in (["--preset", "tiny"], write(here / "a.toml", "seed = 1")):
+        with pytest.raises(ValueError, match="with its own configuration"):
+            read_settings(["--resume", "run", *flags])
+    assert read_settings(["--resume", "run", "--images", "1"]).config == nano(out=None, images=1)
+
+
+def labelled(names: list[str] | None = None) -> TensorDataset:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    return TensorDataset(images, labels=torch.tensor([0, 1, 1, 2]), class_names=names)
+
+
+def test_classes_come_from_the_data() -> None:
+    assert with_classes(nano(), labelled()).class_names == ()
+    assert with_classes(nano(conditional=True), labelled(["a", "b", "c"])).class_names == ("a", "b", "c")
+    assert with_classes(nano(conditional=True), labelled()).class_names == ("0", "1", "2")
+
+
+def test_a_conditional_run_needs_classes_and_on_resuming_the_same() -> None:
+    with pytest.raises(ValueError, match="--conditional needs classes, and nano has none"):
+        with_classes(nano(conditional=True), TensorDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)))
+    with pytest.raises(ValueError, match="was trained on x, y, z"):
+        with_classes(nano(conditional=True, class_names=("x", "y", "z")), labelled(["a", "b", "c"]))
+
+
+def test_class_names_survive_json(here: Path) -> None:
+    config: Config = nano(conditional=True, class_names=("a", "b"), out=None)
+    save_config(config, here)
+    assert json.loads((here / "config.json").read_text())["class_names"] == ["a", "b"]
+    assert read_settings(["--resume", str(here)]).config == config

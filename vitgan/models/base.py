@@ -1,0 +1,182 @@
+"""What every generator can do: from latents through w to images, by number, by seed, by class."""
+
+import math
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitgan.models.layers import EqualLinear
+
+MEAN_OF = 4096
+"""Latents that the mean w is taken of."""
+
+
+class MappingNetwork(nn.Module):
+    """z, normalised to unit mean square, through equalised layers with leaky ReLU to w.
+
+    With classes, an embedding of the class, normalised in the same way, stands beside z (Karras et al., 2020).
+
+    Shape: z (B, dim), labels int64 (B,) or None -> (B, dim).
+    """
+
+    def __init__(self, dim: int, depth: int, lr_multiplier: float, *, classes: int = 0) -> None:
+        super().__init__()
+        if classes and not depth:
+            raise ValueError("a conditional generator needs a mapping network: a mapping_depth of at least 1")
+        self.classes = classes
+        self.embedding = nn.Embedding(classes, dim) if classes else None
+        widths = [2 * dim if classes else dim] + [dim] * depth
+        self.layers = nn.ModuleList(EqualLinear(width, dim, lr_multiplier=lr_multiplier) for width in widths[:depth])
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        w = F.rms_norm(z, z.shape[-1:], eps=1e-8)
+        if self.embedding is not None:
+            if labels is None:
+                raise ValueError(f"this generator is conditional: give labels (B,), numbers below {self.classes}")
+            embedded = self.embedding(labels)
+            w = torch.cat([w, F.rms_norm(embedded, embedded.shape[-1:], eps=1e-8)], dim=1)
+        for layer in self.layers:
+            w = F.leaky_relu(layer(w), 0.2) * 2**0.5
+        return w
+
+
+class ImageGenerator(nn.Module):
+    """The part that all generators share; a subclass sets the attributes and implements `synthesise`.
+
+    Attributes:
+        mapping: from z and the class to w.
+        image_size: side of the images in pixels.
+        channels: 1 to 4.
+        latent_dim: size of z and w.
+        classes: number of classes; 0 for an unconditional generator.
+    """
+
+    def __init__(self, mapping: MappingNetwork, *, latent_dim: int, image_size: int, channels: int) -> None:
+        super().__init__()
+        self.mapping = mapping
+        self.latent_dim = latent_dim
+        self.image_size = image_size
+        self.channels = channels
+        self.classes = mapping.classes
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images for latents. z (B, latent_dim), normal; labels int64 (B,) if conditional.
+
+        -> (B, channels, image_size, image_size), about [-1, 1].
+        """
+        return self.synthesise(self.mapping(z, labels))
+
+    def synthesise(self, w: Tensor) -> Tensor:
+        """Images for mapped latents. w (B, latent_dim) -> (B, channels, image_size, image_size)."""
+        raise NotImplementedError
+
+    def latents(self, count: int, *, seed: int) -> Tensor:
+        """(count, latent_dim) standard normal latents, the same on every device for the same seed."""
+        if count < 0:
+            raise ValueError(f"the number of latents must not be negative, got {count}")
+        return torch.randn(count, self.latent_dim, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+    def random_labels(self, count: int, *, seed: int) -> Tensor | None:
+        """(count,) classes drawn alike, the same on every device; None for an unconditional generator."""
+        if not self.classes:
+            return None
+        # A stream of its own: the latents of a seed are the same with and without classes.
+        random = torch.Generator().manual_seed(seed ^ 0x5EED)
+        return torch.randint(self.classes, (count,), generator=random).to(self.device)
+
+    @torch.no_grad()
+    def map_latents(self, count: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
+        """Mapped random latents w (count, latent_dim), for `render`.
+
+        labels: int64 (count,), or (1,) for all of one class; None draws them, if conditional.
+
+        Raises:
+            ValueError: there are labels and the generator is unconditional, or they are not of its classes.
+        """
+        return self.mapping(self.latents(count, seed=seed), self._labels(count, seed, labels))
+
+    @torch.no_grad()
+    def mean_w(self, *, labels: Tensor | None = None) -> Tensor:
+        """The mean of w (latent_dim,), over the classes given or over all: what truncation pulls towards."""
+        if labels is not None:
+            labels = labels.repeat(math.ceil(MEAN_OF / len(labels)))[:MEAN_OF]
+        return self.map_latents(MEAN_OF, seed=0, labels=labels).mean(dim=0)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        truncation: float = 1.0,
+        batch_size: int = 64,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Sampled images in [-1, 1], (count, channels, image_size, image_size).
+
+        Args:
+            count: number of images.
+            seed: chooses the latents.
+            truncation: pulls w towards its mean; 1 leaves it, 0 gives the mean image (StyleGAN's psi).
+            batch_size: images generated at a time.
+            labels: as in `map_latents`. With one class for all, the mean is that class's own.
+        """
+        w = self.map_latents(count, seed=seed, labels=labels)
+        mean = (
+            self.mean_w(labels=labels if labels is not None and len(labels) == 1 else None) if truncation != 1 else None
+        )
+        return self.render(w, truncation=truncation, batch_size=batch_size, mean=mean)
+
+    @torch.no_grad()
+    def render(self, w: Tensor, *, truncation: float = 1.0, batch_size: int = 64, mean: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] for mapped latents w (N, latent_dim), truncated as in `sample`, towards `mean`."""
+        if not math.isfinite(truncation):
+            raise ValueError(f"truncation must be a finite number, got {truncation}")
+        if truncation != 1:
+            w = (self.mean_w() if mean is None else mean).lerp(w, truncation)
+        return torch.cat([self.synthesise(part) for part in w.split(batch_size)]).clamp(-1, 1)
+
+    @torch.no_grad()
+    def walk(self, count: int, *, seed: int = 0, stops: int = 4, labels: Tensor | None = None) -> Tensor:
+        """w (count, latent_dim), for `render`, along a closed walk through `stops` random points."""
+        points = self.map_latents(stops, seed=seed, labels=labels)
+        place = torch.arange(count, device=points.device) * stops / count
+        before = place.long()
+        return points[before].lerp(points[(before + 1) % stops], (place - before).unsqueeze(1))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> Self:
+        """The averaged (EMA) generator of a run directory or of one of its checkpoints, in evaluation mode.
+
+        Raises:
+            CheckpointError: there is none at `path`, it is damaged, or it is a generator of another kind.
+        """
+        from vitgan.checkpoint import load_generator  # here, because it imports this module
+        from vitgan.errors import CheckpointError
+
+        generator = load_generator(path, device=device)
+        if not isinstance(generator, cls):
+            raise CheckpointError(
+                f"{path} holds a {type(generator).__name__}, not a {cls.__name__}: load it with ImageGenerator"
+            )
+        return generator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def _labels(self, count: int, seed: int, labels: Tensor | None) -> Tensor | None:
+        if labels is None:
+            return self.random_labels(count, seed=seed)
+        if not self.classes:
+            raise ValueError("this generator is unconditional, it takes no labels")
+        if labels.shape not in ((count,), (1,)) or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
+            raise ValueError(
+                f"labels must be ({count},) or (1,) numbers from 0 to {self.classes - 1}, got {tuple(labels.shape)} "
+                f"from {int(labels.min())} to {int(labels.max())}"
+            )
+        return labels.to(self.device).expand(count)

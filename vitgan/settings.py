@@ -1,0 +1,118 @@
+"""From a command line to the configuration of a run: the preset, then a file, then the flags."""
+
+import argparse
+import difflib
+import json
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from vitgan.checkpoint import load_config
+from vitgan.config import Config, from_dict
+from vitgan.data import ImageDataset
+from vitgan.presets import PRESETS
+from vitgan.runs import check_resumable, newest_run
+
+AUTO = "auto"
+DESCRIPTION = f"""\
+Train a ViTGAN. --preset NAME chooses where all values start from: {", ".join(PRESETS)} (default tiny: coloured
+shapes, five minutes on a laptop). --config FILE, a .toml or .json with the same names as the flags, changes some of
+them; flags come last. --resume RUN goes on with an interrupted run, with its own configuration; --resume auto goes on
+with the run at --out, or the newest of the same preset and data under runs/, and starts one where there is none. For
+several GPUs or machines: torchrun --nproc-per-node N -m vitgan train ... (--batch-size is of all processes together).
+""".replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command line asks for: the configuration, and the run to go on with, if any."""
+
+    config: Config
+    resume: Path | None
+
+
+def read_settings(arguments: list[str]) -> Settings:
+    """The configuration of a `vitgan train` command line.
+
+    Raises:
+        ValueError: something does not fit together; a key of the file is unknown.
+        CheckpointError, TrainingError: the run to go on with cannot be used, or not with these settings.
+        SystemExit: a flag is unknown or has no good value (after a message), or help was asked for.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--config", type=Path)
+    first.add_argument("--resume", type=Path)
+    chosen, flags = first.parse_known_args(arguments)
+    auto = chosen.resume == Path(AUTO)
+    if chosen.resume and not auto:
+        if chosen.preset or chosen.config:
+            raise ValueError(
+                "a run is resumed with its own configuration: leave out --preset and --config, or --resume for "
+                "a new run"
+            )
+        before = load_config(chosen.resume)
+        config = _parse(flags, before)
+        check_resumable(before=before, now=config)
+        return Settings(config, chosen.resume)
+    config = _parse(flags, _from_file(chosen.config, _preset(chosen.preset or "tiny")))
+    run = newest_run(config) if auto else None
+    if run is not None:
+        before = load_config(run)
+        config = replace(config, class_names=before.class_names)
+        if config.out is None:
+            config = replace(config, out=before.out)
+        check_resumable(before=before, now=config)
+    return Settings(config, run)
+
+
+def with_classes(config: Config, dataset: ImageDataset) -> Config:
+    """The configuration with the names of the data's classes, if it is conditional.
+
+    Raises:
+        ValueError: the data has no classes, or others than the run that is resumed.
+    """
+    if not config.conditional:
+        return config
+    if dataset.labels is None:
+        raise ValueError(
+            f"--conditional needs classes, and {config.data} has none: put each class into a folder of its own, or "
+            f"add a dataset.json with their numbers"
+        )
+    count = int(dataset.labels.max()) + 1
+    names = tuple(dataset.class_names or map(str, range(count)))
+    if config.class_names not in ((), names):
+        raise ValueError(
+            f"the data has the classes {', '.join(names)}, but the run was trained on {', '.join(config.class_names)}: "
+            f"bring its data back, or start a new run"
+        )
+    return replace(config, class_names=names)
+
+
+def _preset(name: str) -> Config:
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no preset {name!r}: {hint}There are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _from_file(path: Path | None, default: Config) -> Config:
+    if path is None:
+        return default
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        config: Config = from_dict(Config, values, default=default)
+    except (UnicodeDecodeError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return config
+
+
+def _parse(flags: list[str], default: Config) -> Config:
+    config = tyro.cli(Config, default=default, args=flags, prog="vitgan train", description=DESCRIPTION)
+    if Path(config.data).exists():  # kept whole, so that a run can be resumed from any folder
+        config = replace(config, data=str(Path(config.data).resolve()))
+    return config

@@ -1,0 +1,62 @@
+"""Where the time of a step goes: a trace of a few steps, and a table of it."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile, schedule
+
+TRACE = "profile.json"
+WAIT, WARM_UP, STEPS = 2, 1, 3
+"""Steps left out (they allocate and, if asked for, compile), steps to warm the tracer up, and steps traced."""
+OWN = "vitgan: "
+
+
+class StepTracer:
+    """Traces steps WAIT + WARM_UP to WAIT + WARM_UP + STEPS of a run into RUN/profile.json.
+
+    Tracing slows these few steps down; shares of the time are what to read from it.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.steps = 0
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        self.profiler = profile(
+            activities=activities, schedule=schedule(wait=WAIT, warmup=WARM_UP, active=STEPS, repeat=1)
+        )
+        self.profiler.start()
+
+    def step(self) -> str | None:
+        """Call after every step; after the last one that is traced, a table of where its time went."""
+        if self.steps == WAIT + WARM_UP + STEPS:
+            return None
+        self.steps += 1
+        self.profiler.step()
+        if self.steps < WAIT + WARM_UP + STEPS:
+            return None
+        self.profiler.stop()
+        self.profiler.export_chrome_trace(str(self.run / TRACE))
+        return self._report()
+
+    def _report(self) -> str:
+        events = self.profiler.key_averages()
+        on_device = torch.cuda.is_available()
+
+        def total(event: object, own: bool) -> float:
+            name = f"{'self_' if own else ''}{'device' if on_device else 'cpu'}_time_total"
+            return float(getattr(event, name)) / 1000 / STEPS
+
+        ours = {e.key.removeprefix(OWN): total(e, own=False) for e in events if e.key.startswith(OWN)}
+        operators = [(e.key, total(e, own=True)) for e in events if not e.key.startswith((OWN, "ProfilerStep"))]
+        table = Table("part", "ms a step", title=f"{STEPS} steps, {'device' if on_device else 'CPU'} time")
+        for name, time in sorted(ours.items(), key=lambda item: -item[1]):
+            table.add_row(name, f"{time:.2f}")
+        table.add_section()
+        for name, time in sorted(operators, key=lambda item: -item[1])[:10]:
+            table.add_row(name, f"{time:.2f}")
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(table)
+        return f"{capture.get()}trace: {self.run / TRACE} (open it in chrome://tracing or ui.perfetto.dev)"
