@@ -1,4 +1,7 @@
-"""The public functions: argument checks and the choice of an implementation."""
+"""The public functions: argument checks and the choice of an implementation.
+
+Triton comes first on a GPU. On the CPU its interpreter, where it is on, serves only those who ask for it by name.
+"""
 
 from collections.abc import Sequence
 
@@ -6,10 +9,30 @@ from torch import Tensor
 
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
-from vitgan_kernels.modulated_siren import reference
+from vitgan_kernels.modulated_siren import reference, registered
+from vitgan_kernels.triton_support import INTERPRETED
 
-LINEAR = Operator("modulated_linear", [Implementation("reference", reference.modulated_linear, always)])
-SIREN = Operator("modulated_siren", [Implementation("reference", reference.modulated_siren, always)])
+LINEAR = Operator(
+    "modulated_linear",
+    [
+        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=False)),
+        Implementation("reference", reference.modulated_linear, always),
+    ],
+)
+SIREN = Operator(
+    "modulated_siren",
+    [
+        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=False)),
+        Implementation("reference", reference.modulated_siren, always),
+    ],
+)
+if INTERPRETED:
+    LINEAR.implementations.append(
+        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=True))
+    )
+    SIREN.implementations.append(
+        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=True))
+    )
 
 
 def modulated_linear(
@@ -47,7 +70,7 @@ def modulated_linear(
         TypeError: a tensor is not floating point, or the dtypes differ.
         ValueError: shapes or devices do not fit, or activation, omega or eps is not legal.
 
-    Derivatives: reverse mode to any order, forward mode.
+    Derivatives: reverse mode to any order, fused by the kernels at order one; forward mode by the reference.
     """
     x, weight, style, bias = autocast(x, weight, style, bias)  # type: ignore[assignment]
     check_tensors("modulated_linear", optional="bias", x=x, weight=weight, style=style, bias=bias)

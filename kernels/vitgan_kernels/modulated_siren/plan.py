@@ -1,17 +1,26 @@
-"""Which kernels serve a call, in tiles of which size: sizes only, no Triton and no tensor.
+"""Which kernels serve a call, in tiles of which size: sizes and dtypes only; Triton need not be installed.
 
 Nothing is tuned at run time. Which program computes what, and so the order of every sum, follows from the shapes, the
 dtype and the kind of GPU alone, never from the device's number of multiprocessors: results repeat bit for bit.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vitgan_kernels import triton_support
 
 Kind = Literal["half", "tf32", "ieee"]
 """How products are computed: 16-bit operands, float32 rounded to TF32, or float32 without tensor cores."""
 
 LARGEST_HEAD = 16
-LARGEST_FUSED_WIDTH = 512
+LARGEST_SECOND_LAYER: dict[Kind, int] = {"half": 512, "tf32": 256}
+"""Features of a second hidden layer whose sums fit in the registers of a program."""
+WIDTH_OF_64_ROWS = 384
+"""Up to here they fit for 64 rows in 16-bit dtypes; for 32 rows beyond."""
 WORKSPACE = 128 * 2**20
 """Bytes of hidden layers and their gradients in memory at a time; larger batches go in groups of samples."""
 
@@ -25,6 +34,7 @@ class Tile:
     depth: int
     warps: int
     stages: int
+    hidden: int = 0  # features of the first of two hidden layers at a time
 
     def options(self) -> dict[str, int]:
         """Options of the launch."""
@@ -44,8 +54,11 @@ _TILES: dict[str, dict[str, Tile]] = {
         "tf32": Tile(64, 64, 32, 4, 2),
     },
     "network3_forward": {
-        "half": Tile(64, 128, 32, 8, 2),
-        "tf32": Tile(64, 128, 32, 8, 2),
+        "half": Tile(64, 128, 32, 8, 2, hidden=64),
+        "tf32": Tile(32, 128, 32, 8, 2, hidden=32),
+    },
+    "wide_network3_forward": {
+        "half": Tile(32, 128, 32, 8, 2, hidden=32),
     },
     "layer_backward": {
         "half": Tile(128, 64, 32, 8, 3),
@@ -60,7 +73,7 @@ _TILES: dict[str, dict[str, Tile]] = {
     "input_backward": {
         "half": Tile(128, 128, 32, 8, 3),
         "tf32": Tile(64, 64, 32, 8, 2),
-        "ieee": Tile(32, 64, 16, 4, 2),
+        "ieee": Tile(32, 32, 16, 4, 2),
     },
     "weight_backward": {  # depth is the number of outputs
         "half": Tile(32, 128, 128, 8, 3),
@@ -68,7 +81,22 @@ _TILES: dict[str, dict[str, Tile]] = {
         "ieee": Tile(16, 32, 64, 4, 2),
     },
 }
-_HIP_TILES: dict[str, dict[str, Tile]] = {}
+_HIP_TILES: dict[str, dict[str, Tile]] = {
+    "network3_forward": {"tf32": Tile(32, 128, 32, 4, 2, hidden=32)},
+    "wide_network3_forward": {"half": Tile(32, 128, 32, 4, 2, hidden=32)},
+}
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """How products of this dtype are computed, by PyTorch's setting for float32."""
+    if dtype != torch.float32:
+        return "half"
+    return "tf32" if triton_support.float32_precision() == "tf32" else "ieee"
+
+
+def widths(weights: Sequence[Tensor]) -> list[int]:
+    """Features of x, of each hidden layer and of the output."""
+    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
 
 
 def tile(kernel: str, kind: Kind, target: str, *, columns: int, depth: int) -> Tile:
@@ -76,12 +104,10 @@ def tile(kernel: str, kind: Kind, target: str, *, columns: int, depth: int) -> T
     chosen = _TILES[kernel][kind]
     if target == "hip":
         chosen = _HIP_TILES.get(kernel, {}).get(kind, chosen)
-    return Tile(
-        chosen.rows,
-        min(chosen.columns, max(16, power_of_two(columns))),
-        min(chosen.depth, max(16, power_of_two(depth))),
-        chosen.warps,
-        chosen.stages,
+    return replace(
+        chosen,
+        columns=min(chosen.columns, max(16, power_of_two(columns))),
+        depth=min(chosen.depth, max(16, power_of_two(depth))),
     )
 
 
@@ -102,17 +128,33 @@ def parts(products: int, of: int) -> int:
     return max(1, min(of, -(-1024 // products)))
 
 
+def explained(kind: Kind, widths: list[int], *, demodulate: bool, final_sine: bool) -> str:
+    """Which kernels a call runs, forward and backward."""
+    if len(widths) == 2:
+        return "product, scales, bias and sine in one kernel"
+    obstacle = obstacle_to_fusion(kind, widths)
+    forward = "the whole network in one kernel" if obstacle is None else f"one kernel a layer, because {obstacle}"
+    if head_is_fused(widths, demodulate=demodulate, final_sine=final_sine):
+        return f"{forward}; backward, the last layer together with the one before it"
+    return f"{forward}; backward, each layer by itself"
+
+
+def head_is_fused(widths: list[int], *, demodulate: bool, final_sine: bool) -> bool:
+    """Whether the backward pass takes the last layer together with the one before it, which is then never stored."""
+    return len(widths) > 2 and widths[-1] <= LARGEST_HEAD and not demodulate and not final_sine
+
+
 def obstacle_to_fusion(kind: Kind, widths: list[int]) -> str | None:
     """Why the whole network cannot be one kernel, or None. widths: of x, of each hidden layer, of the output."""
     hidden = widths[1:-1]
     if len(hidden) not in (1, 2):
-        return f"it has {len(hidden)} hidden layers, one kernel takes 1 or 2"
-    if max(hidden) > LARGEST_FUSED_WIDTH:
-        return f"a hidden layer has {max(hidden)} features, more than the {LARGEST_FUSED_WIDTH} a program can hold"
+        return f"it has {len(hidden)} hidden layers and one kernel takes 1 or 2"
     if widths[-1] > LARGEST_HEAD:
-        return f"it has {widths[-1]} outputs, one kernel takes at most {LARGEST_HEAD}"
+        return f"it has {widths[-1]} outputs and one kernel takes at most {LARGEST_HEAD}"
     if kind == "ieee":
-        return "float32 products without TF32 do not use tensor cores, and their tiles do not fit in registers"
+        return "float32 products without TF32 use no tensor cores, and need registers for little else"
+    if len(hidden) == 2 and hidden[1] > LARGEST_SECOND_LAYER[kind]:
+        return f"its second layer has {hidden[1]} features and registers hold {LARGEST_SECOND_LAYER[kind]}"
     return None
 
 

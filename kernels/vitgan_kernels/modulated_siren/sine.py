@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """Sine and cosine of a float32 argument in radians, for Triton kernels: short, branchless, the same on every target.
 
 `tl.sin` takes a slow path through local memory on NVIDIA GPUs, and the hardware's own approximation is to be had by

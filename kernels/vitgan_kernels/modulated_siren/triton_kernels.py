@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code=assignment
 """Triton kernels of the modulated SIREN: shapes, strides and arithmetic. `launch.py` calls them.
 
 A layer is q = scale * (x * style) W^T + bias, and sin(omega * q) or q. x is (B, P, I) or (P, I), W (O, I), style
