@@ -1,8 +1,10 @@
 """Builds the extension module `vitgan_kernels._native` from csrc/; everything else is in pyproject.toml.
 
-One ninja file compiles each source and links them, so a second build compiles only what changed. Where the
-extension cannot be built the package installs without it, with one line that says what is missing (pip shows
-it with -v); VITGAN_REQUIRE_NATIVE=1 makes that an error. CXX, CXXFLAGS and LDFLAGS are respected.
+One ninja file compiles each source and links them, so a second build compiles only what changed. Where nvcc is found
+(NVCC, PATH, or CUDA_HOME/bin), the CUDA source is part of it, for the architectures in VITGAN_CUDA_ARCHS ("80 90 100"
+if unset; "none" leaves CUDA out). Where the extension or its CUDA part cannot be built, the package installs without,
+with one line that says what is missing (pip shows it with -v); VITGAN_REQUIRE_NATIVE=1 makes it an error to be without
+the extension. CXX, CXXFLAGS and LDFLAGS are respected.
 """
 
 import json
@@ -23,8 +25,13 @@ SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
+CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*.cu"))
+CUDA_FLAGS = ["-O3", "-std=c++17", "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+CUDA_ARCHS = "80 90 100"
+
+
 class CannotBuildError(Exception):
-    """The extension cannot be built here; the text says what is missing and what to do."""
+    """The extension, or its CUDA part, cannot be built here; the text says what is missing and what to do."""
 
 
 def find_compiler() -> list[str]:
@@ -37,6 +44,29 @@ def find_compiler() -> list[str]:
         if path := shutil.which(name):
             return [path]
     raise CannotBuildError("no C++ compiler was found: install one (on Debian and Ubuntu: apt install g++)")
+
+
+def find_nvcc() -> str:
+    """The nvcc program: NVCC, or the first on PATH or in CUDA_HOME."""
+    if command := os.environ.get("NVCC"):
+        if path := shutil.which(command):
+            return path
+        raise CannotBuildError(f"NVCC names {command!r}, which is not a program: correct or unset NVCC")
+    in_home = str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc"))
+    if path := shutil.which("nvcc") or shutil.which(in_home):
+        return path
+    raise CannotBuildError("no nvcc was found: install the CUDA toolkit, or name its compiler in NVCC")
+
+
+def cuda_architectures() -> list[str]:
+    """The numbers of VITGAN_CUDA_ARCHS, as "80" or "90a"; empty to leave CUDA out."""
+    archs = os.environ.get("VITGAN_CUDA_ARCHS", CUDA_ARCHS).replace(",", " ").split()
+    if archs == ["none"]:
+        return []
+    for arch in archs:
+        if not arch.removesuffix("a").removesuffix("f").isdigit():
+            sys.exit(f"vitgan: VITGAN_CUDA_ARCHS has {arch!r}: give numbers such as {CUDA_ARCHS!r}, or 'none'")
+    return archs
 
 
 def find_includes() -> list[str]:
@@ -70,27 +100,40 @@ def ninja_command(arguments: list[str]) -> str:
     return " ".join(a if a in own else shlex.quote(a).replace("$", "$$") for a in arguments)
 
 
-def ninja_file(sources: list[str], target: str) -> str:
+def ninja_file(sources: list[str], cuda_sources: list[str], archs: list[str], target: str) -> str:
     """The build as ninja reads it: one rule for each kind of source, one object for each source, one link."""
     compiler = find_compiler()
     flags = [*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     # a JSON string of plain characters is also a C string
-    flags_for_build_info = f"-DVITGAN_CXX_FLAGS={json.dumps(shlex.join(flags))}"
+    defines = [f"-DVITGAN_CXX_FLAGS={json.dumps(shlex.join(flags))}"]
+    linker_flags = shlex.split(os.environ.get("LDFLAGS", ""))
     depfile = ["-MMD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
     rules = {
         "cxx": [*compiler, *flags, *depfile],
-        "binding": [*compiler, *flags, *find_includes(), flags_for_build_info, *depfile],
-        "link": [*compiler, "-shared", "-pthread", "-o", "$out", "$in", *shlex.split(os.environ.get("LDFLAGS", ""))],
+        "link": [*compiler, "-shared", "-pthread", "-o", "$out", "$in", *linker_flags],
     }
+    if archs:
+        # The runtime is linked in: the module then loads where there is no CUDA. nvcc knows where it lies; nvcc may be
+        # a wrapper script, so its own path does not tell.
+        nvcc = [find_nvcc(), "-ccbin", compiler[0]]
+        targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        rules["nvcc"] = [*nvcc, *CUDA_FLAGS, *targets, "-MMD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
+        passed_on = [part for flag in ["-pthread", *linker_flags] for part in ("-Xcompiler", flag)]
+        hidden = ["-Xlinker", "--exclude-libs,ALL"]
+        rules["link"] = [*nvcc, "-shared", "-cudart", "static", "-o", "$out", "$in", *hidden, *passed_on]
+        defines.append(f"-DVITGAN_WITH_CUDA={json.dumps(' '.join(f'sm_{arch}' for arch in archs))}")
+    rules["binding"] = [*compiler, *flags, *find_includes(), *defines, *depfile]
     lines = []
     for rule, command in rules.items():
         lines += [f"rule {rule}", f"  command = {ninja_command(command)}"]
         if rule != "link":
             lines += ["  depfile = $out.d", "  deps = gcc"]
     objects = []
-    for source in sources:
-        rule = "binding" if Path(source).stem == "binding" else "cxx"
-        objects.append(f"{Path(source).stem}.o")
+    for source in [*sources, *(cuda_sources if archs else [])]:
+        name = Path(source)
+        rule = "nvcc" if name.suffix == ".cu" else "binding" if name.stem == "binding" else "cxx"
+        # the binding differs with and without CUDA, and a build that falls back from one to the other keeps both
+        objects.append(f"{name.stem}-{'-'.join([*archs, rule])}.o" if rule == "binding" else f"{name.name}.o")
         lines.append(f"build {objects[-1]}: {rule} {source}")
     lines.append(f"build {target}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
@@ -103,22 +146,38 @@ class BuildNative(build_ext):
         """Leave the module where setuptools expects it, or nothing."""
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            built = self.run_ninja(ext.sources, module)
+            built = self.build_with_cuda_or_without(module)
         except CannotBuildError as error:
             self.give_up(ext, module, str(error))
         else:
             module.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(built, module)
 
-    def run_ninja(self, sources: list[str], module: Path) -> Path:
+    def build_with_cuda_or_without(self, module: Path) -> Path:
+        """The whole of it if that can be, and otherwise the CPU's part, with one line that says so."""
+        archs = cuda_architectures()
+        if archs:
+            try:
+                return self.run_ninja(module, archs)
+            except CannotBuildError as error:
+                without_cuda = self.run_ninja(module, [])
+                print(f"vitgan: installing without the CUDA kernels: {error}; then install again", file=sys.stderr)
+                return without_cuda
+        return self.run_ninja(module, [])
+
+    def run_ninja(self, module: Path, archs: list[str]) -> Path:
         """Compile and link, in a folder that the next build of the same tree finds again."""
         folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         # relative: a space or a dollar in the checkout's path would need the quoting of ninja and of make
-        text = ninja_file([os.path.relpath(ROOT / source, folder) for source in sources], module.name)
+        sources, cuda_sources = (
+            [os.path.relpath(ROOT / source, folder) for source in kind] for kind in (SOURCES, CUDA_SOURCES)
+        )
+        text = ninja_file(sources, cuda_sources, archs, module.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(text)
         if subprocess.run([find_ninja(), "-C", str(folder)], check=False).returncode != 0:
-            raise CannotBuildError("the C++ compiler failed: mend what it says above (pip shows it with -v)")
+            compilers = "nvcc or the C++ compiler" if archs else "the C++ compiler"
+            raise CannotBuildError(f"{compilers} failed: mend what it says above (pip shows it with -v)")
         return folder / module.name
 
     def give_up(self, ext: Extension, module: Path, reason: str) -> None:
@@ -136,6 +195,6 @@ class BuildNative(build_ext):
 
 
 setup(
-    ext_modules=[Extension("vitgan_kernels._native", SOURCES, optional=True)],
+    ext_modules=[Extension("vitgan_kernels._native", [*SOURCES, *CUDA_SOURCES], optional=True)],
     cmdclass={"build_ext": BuildNative},
 )

@@ -39,7 +39,7 @@ print(json.dumps({"files": [vitgan.__file__, vitgan_kernels.__file__], "native":
 
 def run(command: list[str], folder: Path, **environment: str) -> Result:
     """Run a command, its messages in one stream, without what this process inherited of variables of ours."""
-    dropped = ("PYTHONPATH", "CXX", "CXXFLAGS", "LDFLAGS", "PYTHON")
+    dropped = ("PYTHONPATH", "CXX", "CXXFLAGS", "LDFLAGS", "NVCC", "CUDA_HOME", "PYTHON")
     env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("VITGAN_")}
     return subprocess.run(
         command,
@@ -80,6 +80,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     def run_hook(kind: str, tree: Path, **environment: str) -> tuple[Result, Path | None]:
         into = tmp_path_factory.mktemp(kind)
         code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+        environment = {"CXXFLAGS": "-O0", "VITGAN_CUDA_ARCHS": "none"} | environment  # for the time that it takes
         result = run([sys.executable, "-c", code, str(into)], tree, **environment)
         return result, next(into.glob("vitgan-*"), None)
 
@@ -94,7 +95,7 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def built(build: Build, fresh_tree: FreshTree) -> Built:
-    """A wheel and then an editable installation's wheel, from the same tree, with the machine's compiler."""
+    """A wheel and then an editable installation's wheel, from the same tree, with the machine's C++ compiler alone."""
     tree = fresh_tree()
     result, wheel = build("wheel", tree)
     assert result.returncode == 0, result.stdout
@@ -284,3 +285,52 @@ def test_without_a_compiler_it_installs_with_one_clear_line(
     assert result.returncode != 0
     assert wheel is None
     assert missing in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("nvcc", "missing", "what_to_do"),
+    [
+        ("/no/such/nvcc", "NVCC names '/no/such/nvcc', which is not a program", "correct or unset NVCC"),
+        ("false", "nvcc or the C++ compiler failed", "mend what it says above"),
+    ],
+    ids=["NVCC is wrong", "nvcc fails"],
+)
+def test_without_nvcc_it_installs_the_cpu_part_with_one_clear_line(
+    built: Built, build: Build, nvcc: str, missing: str, what_to_do: str
+) -> None:
+    result, wheel = build("wheel", built.tree, VITGAN_CUDA_ARCHS="80 90 100", NVCC=nvcc)
+    assert result.returncode == 0, result.stdout
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("vitgan:"))
+    assert "without the CUDA kernels" in line
+    assert missing in line
+    assert what_to_do in line
+    assert holds_extension(wheel)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_nvcc_compiles_for_every_architecture_and_the_module_loads_without_a_driver(
+    built: Built, build: Build, environment: Environment
+) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc here")
+    archs = ("sm_80", "sm_90", "sm_100")
+    result, wheel = build("wheel", built.tree, VITGAN_CUDA_ARCHS="80 90 100", NVCC_APPEND_FLAGS="-Xptxas -v")
+    assert result.returncode == 0, result.stdout
+    assert not [line for line in result.stdout.splitlines() if line.startswith("vitgan:")], result.stdout
+    for arch in archs:
+        assert len(re.findall(rf"Compiling entry function '\w+' for '{arch}'", result.stdout)) == 2, "two kernels"
+    spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stdout)
+    assert spilled == [("0", "0", "0")] * 2 * len(archs)
+
+    environment.install(wheel)
+    code = "from vitgan_kernels.spectral_norm import native; print(native.available(), native.device_available(99))"
+    told = environment.tell(code)
+    assert "CUDA for sm_80 sm_90 sm_100" in told
+    assert "cannot run on cuda:99 (vitgan_kernels.spectral_norm: " in told, "whatever CUDA says, with its text"
+
+
+def test_architectures_that_are_none_are_an_error(built: Built, build: Build) -> None:
+    result, wheel = build("wheel", built.tree, VITGAN_CUDA_ARCHS="sm_90")
+    assert wheel is None
+    assert "vitgan: VITGAN_CUDA_ARCHS has 'sm_90': give numbers such as '80 90 100', or 'none'" in result.stdout

@@ -82,9 +82,9 @@ def _runs_on(device: int) -> tuple[bool, str]:
     return native.device_available(device)
 
 
-for _fixed in (_is_built, _runs_on):
-    # torch.compiler.assume_constant_result does just this, after an import of seconds that only compiled code needs
-    _fixed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compiler.assume_constant_result does just this, after an import of seconds that only compiled code needs.
+_is_built._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 OPERATOR = Operator(
