@@ -3,14 +3,15 @@
 What the kernels compute tile by tile, here with whole matrices. Q (..., N, d), K (..., M, d), V (..., M, e); K is None
 where it is Q. Scores s_ij = f(x_ij), x_ij = ||q_i - k_j||^2, with f(x) = -scale * x or -scale * sqrt(x).
 
-Order 0:  P = softmax(s), O = P V, L_i = logsumexp_j s_ij. For the squared distance L leaves out -scale * |q_i|^2.
+Order 0:  P = softmax(s), O = P V, L_i = log2 sum_j exp(s_ij), kept as two numbers, of which the second is what
+    the rounding of the first left over. For the squared distance s leaves out -scale * ||q_i||^2, which P does not see.
 
 Order 1, from dO:  dV = P^T dO; dP = dO V^T; D_i = dO_i . O_i; dS = P * (dP - D); E = 2 f' * dS;
     dQ = rowsum(E) Q - E K;  dK = colsum(E) K - E^T Q.
 
 Order 2, from the cotangents A of dQ, B of dK, C of dV (A is a tangent of Q, B of K, C of V):
     y_ij = (q_i - k_j) . (A_i - B_j);  G = 2 f' * y, the tangent of s;  g_i = sum_j P_ij G_ij;  X = dO C^T;
-    R = P * (G - g), the tangent of P;  W = dP * G - D * G - g * dP + X;  H = P * (W - w), w_i = sum_j P_ij W_ij;
+    R = P * (G - g), the tangent of P;  W = (dP - D) * (G - g) + X;  H = P * (W - w), w_i = sum_j P_ij W_ij;
     F = 2 f' * H + 4 f'' * y * dS;
     ddO = R V + P C;  dV2 = R^T dO;
     dQ2 = rowsum(E) A - E B + rowsum(F) Q - F K;  dK2 = colsum(E) B - E^T A + colsum(F) K - F^T Q.
@@ -19,15 +20,20 @@ With K = Q a gradient is the sum of those of Q and of K, and A is the cotangent 
 At distance zero the slope of the distance is taken as 0, like PyTorch's norm does.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+LOG_2 = math.log(2)
+
 
 def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor]:
-    """O in the dtype of v and L (..., N) in at least float32."""
+    """O in the dtype of v and L (2, ..., N) in at least float32; its second number is 0 here."""
     queries, keys, values = _precise(q, k, v)
     scores, _, _ = _scores(queries, keys, scale, euclidean)
-    return (torch.softmax(scores, -1) @ values).to(v.dtype), torch.logsumexp(scores, -1)
+    lse = torch.logsumexp(scores, -1) / LOG_2
+    return (torch.softmax(scores, -1) @ values).to(v.dtype), torch.stack([lse, torch.zeros_like(lse)])
 
 
 def backward(
@@ -37,7 +43,7 @@ def backward(
     queries, keys, values = _precise(q, k, v)
     grad = grad.to(values.dtype)
     scores, slope, _ = _scores(queries, keys, scale, euclidean)
-    p = torch.exp(scores - lse.unsqueeze(-1))
+    p = torch.exp(scores - LOG_2 * lse.sum(0).unsqueeze(-1))
     delta = (grad * out).sum(-1, keepdim=True)
     e = slope * p * (grad @ values.mT - delta)
     dq = _difference(e, queries, keys)
@@ -64,14 +70,14 @@ def double_backward(
     a, b, c = _precise(a, b, c)
     grad = grad.to(values.dtype)
     scores, slope, inverse = _scores(queries, keys, scale, euclidean)
-    p = torch.exp(scores - lse.unsqueeze(-1))
+    p = torch.exp(scores - LOG_2 * lse.sum(0).unsqueeze(-1))
     dp, x = grad @ values.mT, grad @ c.mT
     delta = (grad * out).sum(-1, keepdim=True)
     y = (queries * a).sum(-1).unsqueeze(-1) + (keys * b).sum(-1).unsqueeze(-2) - queries @ b.mT - a @ keys.mT
     tangent, ds = slope * y, p * (dp - delta)
     g = (p * tangent).sum(-1, keepdim=True)
     r = p * (tangent - g)
-    weights = dp * tangent - delta * tangent - g * dp + x
+    weights = (dp - delta) * (tangent - g) + x
     h = p * (weights - (p * weights).sum(-1, keepdim=True))
     e, f = slope * ds, slope * h
     if euclidean:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vitgan_kernels import triton_support
 from vitgan_kernels.l2_attention import tiles, triton_short, triton_tiled
-from vitgan_kernels.l2_attention.layout import empty_like, row_sums
+from vitgan_kernels.l2_attention.layout import empty_like, empty_lse, row_sums
 
 
 def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor]:
-    """O (B, H, N, e) and the log-sum-exp (B, H, N), float32."""
-    out, lse = empty_like(q, v.shape[-1]), row_sums(q)
+    """O (B, H, N, e) and the log-sum-exp (2, B, H, N) in float32, as `formulas.py` has it."""
+    out, lse = empty_like(q, v.shape[-1]), empty_lse(q)
     call = _Call(0, q, k, v, scale, euclidean)
     q, keys, v = _loadable(q, call.keys, v)
     if call.short:
@@ -35,11 +35,11 @@ def backward(
     dk, dv = empty_like(call.keys), empty_like(v)
     grad, q, keys, v, out = _loadable(grad, q, call.keys, v, out)
     if call.short:
-        dq = dk if call.tile["WHOLE"] else call.query_gradient(q)
+        dq = call.query_gradient(q)
         call.run(
             triton_short.backward,
-            [grad, q, keys, v, out, lse, dq, dk, dv],
-            [grad, q, keys, v, out, dq, dk, dv],
+            [grad, q, keys, v, dq, dk, dv],
+            [grad, q, keys, v, dq, dk, dv],
             per=None,
         )
     else:
@@ -82,7 +82,7 @@ def double_backward(
     if call.short:
         dq = call.query_gradient(q)
         results = [ddo, dq, dk, dv]
-        call.run(triton_short.double_backward, [*inputs, out, lse, *results], [*inputs, out, *results], per=None)
+        call.run(triton_short.double_backward, [*inputs, *results], [*inputs, *results], per=None)
     else:
         dq = call.query_gradient(q)
         sums = [lse, row_sums(q), row_sums(q), row_sums(q)]
@@ -105,7 +105,7 @@ class _Call:
         self.keys = q if k is None else k
         (batches, heads, n, d), (m, e) = q.shape, v.shape[-2:]
         self.programs, self.n, self.m = batches * heads, n, m
-        self.sizes = [heads, n, m, d, e, float(scale)]
+        self.sizes = [heads, n, m, d, e, batches * heads * n, float(scale)]
         self.shape = tiles.Shape(n, m, d, e, q.element_size(), self.tied)
         self.tile = tiles.short(order, self.shape)
         self.short = self.tile is not None

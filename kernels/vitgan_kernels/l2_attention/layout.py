@@ -13,6 +13,11 @@ def empty_like(x: Tensor, width: int | None = None, dtype: torch.dtype | None = 
     return x.new_empty((b, h, n, width), dtype=dtype)
 
 
-def row_sums(q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One number for each query: (B, H, N)."""
-    return q.new_empty(q.shape[:3], dtype=dtype)
+def row_sums(q: Tensor) -> Tensor:
+    """A float32 number for each query: (B, H, N)."""
+    return q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def empty_lse(q: Tensor) -> Tensor:
+    """The log-sum-exp of each query and what its rounding left over, at least float32: (2, B, H, N)."""
+    return q.new_empty((2, *q.shape[:3]), dtype=torch.promote_types(q.dtype, torch.float32))

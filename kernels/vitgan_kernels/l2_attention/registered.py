@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vitgan_kernels import triton_support
 from vitgan_kernels.l2_attention import formulas
-from vitgan_kernels.l2_attention.layout import empty_like, row_sums
+from vitgan_kernels.l2_attention.layout import empty_like, empty_lse
 
 LIBRARY = torch.library.Library("vitgan_kernels", "FRAGMENT")
 INPUTS = "Tensor q, Tensor? k, Tensor v"
@@ -49,7 +50,7 @@ def _kernels() -> ModuleType:
 
 def _on_cpu(name: str) -> Callable[..., tuple[Tensor, ...]]:
     def run(*args: Any) -> tuple[Tensor, ...]:
-        first = next(arg for arg in args if isinstance(arg, Tensor))
+        first = _checked(args)
         if triton_support.INTERPRETED and first.dtype in triton_support.DTYPES:
             return _without_none(getattr(_kernels(), name)(*args))
         results = _without_none(getattr(formulas, name)(*args))
@@ -60,13 +61,24 @@ def _on_cpu(name: str) -> Callable[..., tuple[Tensor, ...]]:
 
 def _on_cuda(name: str) -> Callable[..., tuple[Tensor, ...]]:
     def run(*args: Any) -> tuple[Tensor, ...]:
-        device = next(arg for arg in args if isinstance(arg, Tensor)).device
-        if device.index == torch.cuda.current_device():
+        first = _checked(args)
+        if first.device.index == torch.cuda.current_device():
             return _without_none(getattr(_kernels(), name)(*args))
-        with torch.cuda.device(device):  # Triton launches on the current one
+        with torch.cuda.device(first.device):  # Triton launches on the current one
             return _without_none(getattr(_kernels(), name)(*args))
 
     return run
+
+
+def _checked(args: tuple[Any, ...]) -> Tensor:
+    """The first tensor. Raises where a tangent would be lost, as when a function compiled before meets dual tensors."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(
+            "l2_attention: the fused kernels have no forward-mode derivative. Differentiate the function that was not "
+            "compiled, or compile it with backend='reference'."
+        )
+    return tensors[0]
 
 
 def _without_none(results: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -80,7 +92,7 @@ def _laid_out(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _fake_forward(q: Tensor, k: Tensor | None, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return empty_like(q, v.shape[-1]), row_sums(q, torch.promote_types(q.dtype, torch.float32))
+    return empty_like(q, v.shape[-1]), empty_lse(q)
 
 
 def _fake_backward(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, *_: Any) -> tuple[Tensor, ...]:

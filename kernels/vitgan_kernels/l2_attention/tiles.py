@@ -6,8 +6,6 @@ spilled registers and within the shared memory of a block.
 
 from typing import NamedTuple
 
-from vitgan_kernels import triton_support
-
 LONGEST_SHORT = 128
 WIDEST = 256
 

@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 from vitgan_kernels.l2_attention.triton_tiles import (
-    LOG2_E,
     load_tile,
     probabilities,
     product,
     row_products,
     scores,
     second_order,
+    store_lse,
     store_tile,
     tangents,
     token_rows,
@@ -32,7 +32,7 @@ from vitgan_kernels.l2_attention.triton_tiles import (
 def forward(
     Q, K, V, OUT, LSE,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
-    HEADS, N, M, d, e, scale,
+    HEADS, N, M, d, e, PLANE, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -61,15 +61,14 @@ def forward(
         highest = higher
     o_rows = token_rows(OUT, head, HEADS, start, rows, o_b, o_h, o_n)
     store_tile(o_rows, out / total[:, None], valid, e, E, FULL_E)
-    lse = (highest + tl.log2(total)) / LOG2_E
-    tl.store(LSE + head.to(tl.int64) * N + start + rows, lse, mask=valid)
+    store_lse(LSE, PLANE, head.to(tl.int64) * N + start + rows, valid, highest, total)
 
 
 @triton.jit
 def backward_rows(
     G, Q, K, V, OUT, LSE, DELTA, DQ,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n, dq_b, dq_h, dq_n,
-    HEADS, N, M, d, e, scale,
+    HEADS, N, M, d, e, PLANE, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +85,6 @@ def backward_rows(
     delta = row_products(grad, load_tile(o_rows, valid, e, E, FULL_E))
     sums = head.to(tl.int64) * N + start + rows
     tl.store(DELTA + sums, delta, mask=valid)
-    lse = tl.load(LSE + sums, mask=valid, other=float("inf"))
     weight = tl.zeros((ROWS,), tl.float32)
     pulled = tl.zeros((ROWS, D), tl.float32)
     keys = tl.arange(0, KEYS)
@@ -96,7 +94,7 @@ def backward_rows(
         k = load_tile(k_rows, present, d, D, FULL_D)
         v = load_tile(token_rows(V, head, HEADS, first, keys, v_b, v_h, v_n), present, e, E, FULL_E)
         score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
-        ds = probabilities(score, lse) * (product(grad, tl.trans(v), PRECISION) - delta[:, None])
+        ds = probabilities(score, LSE, PLANE, sums, valid) * (product(grad, tl.trans(v), PRECISION) - delta[:, None])
         pull = (slope * ds).to(k.dtype)
         weight += tl.sum(pull.to(tl.float32), 1)
         pulled += product(pull, k, PRECISION)
@@ -108,7 +106,7 @@ def backward_rows(
 def backward_keys(
     G, Q, K, V, LSE, DELTA, DQ, DK, DV,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
-    HEADS, N, M, d, e, scale,
+    HEADS, N, M, d, e, PLANE, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -121,8 +119,7 @@ def backward_keys(
     v_rows = token_rows(V, head, HEADS, start, keys, v_b, v_h, v_n)
     k = load_tile(k_rows, present, d, D, FULL_D)
     v = load_tile(v_rows, present, e, E, FULL_E)
-    LSE += head.to(tl.int64) * N
-    DELTA += head.to(tl.int64) * N
+    offset = head.to(tl.int64) * N
     weight = tl.zeros((KEYS,), tl.float32)
     pulled = tl.zeros((KEYS, D), tl.float32)
     dv = tl.zeros((KEYS, E), tl.float32)
@@ -132,10 +129,9 @@ def backward_keys(
         q_rows = token_rows(Q, head, HEADS, first, rows, q_b, q_h, q_n)
         q = load_tile(q_rows, valid, d, D, FULL_D)
         grad = load_tile(token_rows(G, head, HEADS, first, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
-        lse = tl.load(LSE + first + rows, mask=valid, other=float("inf"))
-        delta = tl.load(DELTA + first + rows, mask=valid, other=0.0)
+        delta = tl.load(DELTA + offset + first + rows, mask=valid, other=0.0)
         score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
-        p = probabilities(score, lse)
+        p = probabilities(score, LSE, PLANE, offset + first + rows, valid)
         dv += product(tl.trans(p.to(v.dtype)), grad, PRECISION)
         ds = p * (product(grad, tl.trans(v), PRECISION) - delta[:, None])
         pull = (slope * ds).to(k.dtype)
@@ -156,11 +152,11 @@ def second_order_sums(
     A, B, C, G, Q, K, V, OUT, LSE, DELTA, MEAN_G, MEAN_W,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
-    HEADS, N, M, d, e, scale,
+    HEADS, N, M, d, e, PLANE, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The row sums that the second order needs before its passes: D, g and w = sum P W = sum P (dP G + X) - 2 D g."""
+    """The row sums that the second order needs before its passes: D, g and w = sum P ((dP - D) G + X)."""
     tiles = tl.cdiv(N, ROWS)
     head, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * ROWS
     rows = tl.arange(0, ROWS)
@@ -175,9 +171,8 @@ def second_order_sums(
     delta = row_products(grad, load_tile(o_rows, valid, e, E, FULL_E))
     qa = row_products(q, a)
     sums = head.to(tl.int64) * N + start + rows
-    lse = tl.load(LSE + sums, mask=valid, other=float("inf"))
     mean_g = tl.zeros((ROWS,), tl.float32)
-    mean_h = tl.zeros((ROWS,), tl.float32)
+    mean_w = tl.zeros((ROWS,), tl.float32)
     keys = tl.arange(0, KEYS)
     for first in range(0, M, KEYS):
         present = first + keys < M
@@ -187,14 +182,15 @@ def second_order_sums(
         v = load_tile(token_rows(V, head, HEADS, first, keys, v_b, v_h, v_n), present, e, E, FULL_E)
         c = load_tile(token_rows(C, head, HEADS, first, keys, c_b, c_h, c_n), present, e, E, FULL_E)
         score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
-        p = probabilities(score, lse)
+        p = probabilities(score, LSE, PLANE, sums, valid)
         tangent = slope * tangents(q, a, qa, k, b, row_products(k, b), PRECISION)
         mean_g += tl.sum(p * tangent, 1)
         dp = product(grad, tl.trans(v), PRECISION)
-        mean_h += tl.sum(p * (dp * tangent + product(grad, tl.trans(c), PRECISION)), 1)
+        x = product(grad, tl.trans(c), PRECISION)
+        mean_w += tl.sum(p * ((dp - delta[:, None]) * tangent + x), 1)
     tl.store(DELTA + sums, delta, mask=valid)
     tl.store(MEAN_G + sums, mean_g, mask=valid)
-    tl.store(MEAN_W + sums, mean_h - 2.0 * delta * mean_g, mask=valid)
+    tl.store(MEAN_W + sums, mean_w, mask=valid)
 
 
 @triton.jit
@@ -202,7 +198,7 @@ def second_order_rows(
     A, B, C, G, Q, K, V, LSE, DELTA, MEAN_G, MEAN_W, DDO, DQ,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, ddo_b, ddo_h, ddo_n, dq_b, dq_h, dq_n,
-    HEADS, N, M, d, e, scale,
+    HEADS, N, M, d, e, PLANE, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -219,7 +215,6 @@ def second_order_rows(
     grad = load_tile(g_rows, valid, e, E, FULL_E)
     qa = row_products(q, a)
     sums = head.to(tl.int64) * N + start + rows
-    lse = tl.load(LSE + sums, mask=valid, other=float("inf"))
     delta = tl.load(DELTA + sums, mask=valid, other=0.0)
     mean_g = tl.load(MEAN_G + sums, mask=valid, other=0.0)
     mean_w = tl.load(MEAN_W + sums, mask=valid, other=0.0)
@@ -236,7 +231,7 @@ def second_order_rows(
         v = load_tile(token_rows(V, head, HEADS, first, keys, v_b, v_h, v_n), present, e, E, FULL_E)
         c = load_tile(token_rows(C, head, HEADS, first, keys, c_b, c_h, c_n), present, e, E, FULL_E)
         score, slope, inverse = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
-        p = probabilities(score, lse)
+        p = probabilities(score, LSE, PLANE, sums, valid)
         y = tangents(q, a, qa, k, b, row_products(k, b), PRECISION)
         dp = product(grad, tl.trans(v), PRECISION)
         x = product(grad, tl.trans(c), PRECISION)
@@ -258,7 +253,7 @@ def second_order_keys(
     A, B, C, G, Q, K, V, LSE, DELTA, MEAN_G, MEAN_W, DQ, DK, DV,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
-    HEADS, N, M, d, e, scale,
+    HEADS, N, M, d, e, PLANE, scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -288,12 +283,11 @@ def second_order_keys(
         q = load_tile(q_rows, valid, d, D, FULL_D)
         a = load_tile(token_rows(A, head, HEADS, first, rows, a_b, a_h, a_n), valid, d, D, FULL_D)
         grad = load_tile(token_rows(G, head, HEADS, first, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
-        lse = tl.load(LSE + offset + first + rows, mask=valid, other=float("inf"))
         delta = tl.load(DELTA + offset + first + rows, mask=valid, other=0.0)
         mean_g = tl.load(MEAN_G + offset + first + rows, mask=valid, other=0.0)
         mean_w = tl.load(MEAN_W + offset + first + rows, mask=valid, other=0.0)
         score, slope, inverse = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
-        p = probabilities(score, lse)
+        p = probabilities(score, LSE, PLANE, offset + first + rows, valid)
         y = tangents(q, a, row_products(q, a), k, b, kb, PRECISION)
         dp = product(grad, tl.trans(v), PRECISION)
         x = product(grad, tl.trans(c), PRECISION)

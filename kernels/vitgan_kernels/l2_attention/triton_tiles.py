@@ -1,13 +1,13 @@
 """L2 attention on tiles held by one program: scores, probabilities and what the derivatives are made of.
 
 Rows are queries i, columns are keys j. A score is f(||q_i - k_j||^2): -scale * x for the squared distance,
--scale * sqrt(x) for the distance itself. Scores are in units of log2, so that probabilities are exp2. With the names of
-`formulas.py`, which has the mathematics:
+-scale * sqrt(x) for the distance itself. Scores and their log-sum-exp are in units of log2, so that probabilities are
+exp2. With the names of `formulas.py`, which has the mathematics:
 
     slope    2 f'           a number for the squared distance, a tile otherwise; 0 where q_i = k_j
     e, f     slope * dS and what the second order has in its place; rounded to the inputs' dtype for the tensor cores
 
-The gradient of a query is sum_j e_ij (q_i - k_j) = rowsum(e) q - e K, with the row sums of the *rounded* e: the rounding
+The gradient of a query is sum_j e_ij (q_i - k_j) = rowsum(e) q - e K, with the row sums of the *rounded* e: rounding
 then acts on differences of tokens, and a shift of all tokens changes nothing.
 """
 
@@ -49,6 +49,7 @@ def load_tile(rows, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def store_tile(rows, tile, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    """The reverse of `load_tile`, in the dtype of the memory."""
     columns = tl.arange(0, BLOCK)
     mask = valid[:, None] if FULL else valid[:, None] & (columns[None, :] < width)
     tl.store(rows[:, None] + columns[None, :], tile.to(rows.dtype.element_ty), mask=mask)
@@ -76,8 +77,8 @@ def squared_distances(q_rows, q_valid, k_rows, k_valid, d):
 def scores(q, q_rows, q_valid, k, k_rows, k_valid, scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr):
     """Scores times log2(e), -inf beyond the last key; the slope; 1 / squared distance, 0 at distance 0.
 
-    The squared distance leaves out its term of the query, which is constant along a row: a softmax does not see it.
-    Its last result is a number without meaning.
+    The squared distance leaves out its term of the query, which is constant along a row, so that a softmax does not
+    see it; and it has no use for the last result.
     """
     if EUCLIDEAN:
         squares = squared_distances(q_rows, q_valid, k_rows, k_valid, d)
@@ -94,9 +95,23 @@ def scores(q, q_rows, q_valid, k, k_rows, k_valid, scale, d, EUCLIDEAN: tl.const
 
 
 @triton.jit
-def probabilities(score, lse):
-    """P from scores in units of log2 and the rows' log-sum-exp; 0 in rows whose log-sum-exp is +inf."""
-    return tl.exp2(score - lse[:, None] * LOG2_E)
+def store_lse(LSE, plane, rows, valid, highest, total):
+    """Keep log2(sum of exp2(score)) as a float32 and, a plane further on, what its rounding left over.
+
+    A score far from 0 has few digits behind the point, and so would P have: with both, P is as exact as a softmax's.
+    """
+    log = tl.log2(total)
+    lse = highest + log
+    tl.store(LSE + rows, lse, mask=valid)
+    tl.store(LSE + plane + rows, (highest - lse) + log, mask=valid)
+
+
+@triton.jit
+def probabilities(score, LSE, plane, rows, valid):
+    """P from scores and the rows' log-sum-exp in memory; 0 in rows that are not valid."""
+    lse = tl.load(LSE + rows, mask=valid, other=float("inf"))
+    rest = tl.load(LSE + plane + rows, mask=valid, other=0.0)
+    return tl.exp2((score - lse[:, None]) - rest[:, None])
 
 
 @triton.jit
@@ -112,7 +127,7 @@ def second_order(p, dp, y, x, slope, inverse, delta, g, w, EUCLIDEAN: tl.constex
     tangent = slope * y
     ds = p * (dp - delta[:, None])
     r = p * (tangent - g[:, None])
-    h = p * ((dp - delta[:, None]) * tangent - g[:, None] * dp + x - w[:, None])
+    h = p * ((dp - delta[:, None]) * (tangent - g[:, None]) + x - w[:, None])
     f = slope * h
     if EUCLIDEAN:
         f -= slope * inverse * y * ds
