@@ -146,7 +146,11 @@ def input_backward(
     """The gradients of x (float32 if it is shared) and style, where they are needed."""
     outputs, inputs = weight.shape
     grid = _Grid("input_backward", x, style, inputs, outputs)
-    sums = plan.parts(grid.point_tiles * grid.column_tiles, grid.groups) if grid.shared and needs_x else grid.groups
+    sums = (
+        plan.parts(grid.point_tiles * grid.column_tiles, grid.groups, least=2)
+        if grid.shared and needs_x
+        else grid.groups
+    )
     groups = _ceil(grid.groups, sums)
     programs = _ceil(grid.groups, groups)
     dstyle = grid.sums_of_samples(style, inputs, style.dtype) if needs_style else None
@@ -165,7 +169,7 @@ def weight_backward(dc: Tensor, x: Tensor, weight: Tensor, style: Tensor) -> Ten
     outputs, inputs = weight.shape
     grid = _Grid("weight_backward", x, style, inputs, outputs)
     output_tiles = _ceil(outputs, grid.tile.depth)
-    tiles = _ceil(grid.row_tiles, plan.parts(grid.column_tiles * output_tiles, grid.row_tiles))
+    tiles = _ceil(grid.row_tiles, plan.parts(grid.column_tiles * output_tiles, grid.row_tiles, least=32))
     programs = _ceil(grid.row_tiles, tiles)
     dw = weight.new_empty(programs, outputs, inputs, dtype=torch.float32)
     kernels.weight_backward[(programs * output_tiles * grid.column_tiles,)](

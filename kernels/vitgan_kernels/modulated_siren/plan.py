@@ -123,9 +123,12 @@ def points_of_tile(points: int, rows: int) -> int:
     return min(candidates, key=lambda size: -(-points // size) * size)
 
 
-def parts(products: int, of: int) -> int:
-    """Into how many partial sums a sum over `of` tiles is cut, where `products` programs need one each."""
-    return max(1, min(of, -(-1024 // products)))
+def parts(products: int, of: int, *, least: int) -> int:
+    """Into how many partial sums a sum over `of` tiles is cut, where `products` programs need one each.
+
+    Some 500 programs keep a GPU busy; each adds at least `least` tiles, which bounds the memory of the sums.
+    """
+    return max(1, min(of // least, -(-512 // products)))
 
 
 def explained(kind: Kind, widths: list[int], *, demodulate: bool, final_sine: bool) -> str:

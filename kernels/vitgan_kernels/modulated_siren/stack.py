@@ -77,6 +77,7 @@ def _backward_of_group(
             found = found._replace(style=dstyle)
             dy = dy if dx is None else dx
         gradients[index] = found
+        del dc, below  # before the next layer's are made
     return dx if needs_x else None, gradients
 
 
