@@ -34,6 +34,10 @@ class SpectralNormGroup:
 
     Raises:
         ValueError: no matrix was found, one is zero or a transposed convolution, or one is already parametrised.
+        RuntimeError: in a training forward under torch.nn.DataParallel, whose replicas cannot move a model's vectors.
+
+    Under DistributedDataParallel every process moves its own vectors by the same arithmetic: where they start equal (one
+    seed, or its broadcast_buffers=True, the default) they stay equal, whatever the data and the number of threads.
 
     Derivatives: those of `spectral_norm`. A block inside may be under activation checkpointing, if each backward pass
     comes before the next training forward: what it computes again, it computes with the vectors of that moment.
@@ -84,6 +88,13 @@ class SpectralNormGroup:
         return [(name, layer, _state(layer)) for name, layer in zip(self.names, self.layers, strict=True)]
 
     def _scale_all(self, module: nn.Module, _args: Any) -> None:
+        if getattr(module, "_is_replica", False):
+            if module.training:
+                raise RuntimeError(
+                    "SpectralNormGroup: a DataParallel replica cannot move the vectors of the model it is a copy of: "
+                    "train under torch.nn.parallel.DistributedDataParallel"
+                )
+            return  # each layer of a replica scales its own weight
         states = [_state(layer) for layer in self.layers]
         scaled, _ = spectral_norm(
             [_original(layer) for layer in self.layers],

@@ -353,3 +353,16 @@ def test_normalised_twice() -> None:
     SpectralNormGroup(model)
     with pytest.raises(ValueError, match="the weight of convolution is parametrised already: remove that first"):
         SpectralNormGroup(model)
+
+
+def test_a_data_parallel_replica_is_refused_in_training_and_served_in_evaluation() -> None:
+    model = Net()
+    SpectralNormGroup(model)
+    x = images()
+    expected = model.eval()(x)
+    replica = copy.copy(model)
+    replica._is_replica = True  # type: ignore[assignment]
+    torch.testing.assert_close(replica(x), expected)
+    replica.training = True
+    with pytest.raises(RuntimeError, match=r"train under torch\.nn\.parallel\.DistributedDataParallel"):
+        replica(x)

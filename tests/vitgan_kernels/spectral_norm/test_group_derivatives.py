@@ -1,13 +1,16 @@
 """Gradients through a model under SpectralNormGroup: first order, R1, activation checkpointing, torch.compile."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitgan_kernels import SpectralNormGroup, reference
+from vitgan_kernels import SpectralNormGroup, reference, use_backend
+
+AsAccurate = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Critic(nn.Module):
@@ -187,15 +190,34 @@ def test_gradients_add_up_over_parts_of_a_batch(x: Tensor) -> None:
         torch.testing.assert_close(whole.grad, parts.grad)
 
 
-def test_compiles_as_one_graph(x: Tensor) -> None:
-    critic = Critic()
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_as_one_graph(x: Tensor, training: bool) -> None:
+    critic = Critic().train(training)
     normalised(critic)
     twin = copy.deepcopy(critic)
-    value = torch.compile(lambda x: critic(x).exp().sum(), backend="aot_eager", fullgraph=True)(x)
-    expected = twin(x).exp().sum()
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradients(value, critic), gradients(expected, twin))
-    torch.testing.assert_close(critic.state_dict(), twin.state_dict())
+    compiled = torch.compile(lambda x: critic(x).exp().sum(), backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        value, expected = compiled(x), twin(x).exp().sum()
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(gradients(value, critic), gradients(expected, twin))
+        torch.testing.assert_close(critic.state_dict(), twin.state_dict())
+
+
+@pytest.mark.usefixtures("compiled")
+def test_r1_in_float32_is_as_exact_as_the_reference(
+    x: Tensor, assert_as_accurate: AsAccurate, backend_that_runs: list[str]
+) -> None:
+    critic = Critic()
+    normalised(critic)
+    results = []
+    for dtype, backend in ((torch.float32, "auto"), (torch.float32, "reference"), (torch.float64, "reference")):
+        model, images = copy.deepcopy(critic).to(dtype), x.to(dtype).requires_grad_()
+        with use_backend(backend):  # type: ignore[arg-type]
+            penalty = r1(model(images), images)
+        results.append([penalty, *gradients(penalty, model).values()])
+    assert backend_that_runs == ["cpp", "reference", "reference"]
+    for ours, plain, exact in zip(*results, strict=True):
+        assert_as_accurate(ours, plain, exact)
 
 
 def test_gradients_enabled_inside_a_model_called_without_them_reach_the_weights(x: Tensor) -> None:

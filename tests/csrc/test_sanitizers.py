@@ -1,0 +1,38 @@
+"""The C++ and the CUDA source (compiled for the CPU) under sanitizers, on memory of exactly the size they may touch."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+
+
+def run_sanitized(sanitizers: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        assert os.environ.get("VITGAN_REQUIRE_NATIVE") != "1", "no g++ here"
+        pytest.skip("no g++ here")
+    flags = ["-std=c++17", "-O1", "-g1", "-pthread", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    flags += ["-Wno-unknown-pragmas", f"-I{HERE / 'cuda_on_cpu'}", f"-I{CSRC}", "-x", "c++"]
+    sources = [CSRC / "power_iteration.cpp", CSRC / "power_iteration.cu", HERE / "sanitized.cpp"]
+    objects = [str(folder / f"{source.name}.o") for source in sources]
+    pairs = zip(sources, objects, strict=True)
+    running = [subprocess.Popen([compiler, *flags, "-c", str(source), "-o", name]) for source, name in pairs]
+    assert [process.wait() for process in running] == [0] * len(sources)
+    program = str(folder / "sanitized")
+    subprocess.run([compiler, f"-fsanitize={sanitizers}", "-pthread", *objects, "-o", program], check=True)
+    # leaks are looked for by ptrace, which containers often forbid
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+    return subprocess.run([program], env=environment, check=False, capture_output=True, text=True)
+
+
+def test_address_and_undefined_behaviour(tmp_path: Path) -> None:
+    result = run_sanitized("address,undefined", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == "0 results disagree\n"
+    # what the program switches fibres by; it tells the sanitizer of every switch
+    assert [line for line in result.stderr.splitlines() if "makecontext/swapcontext" not in line] == []
