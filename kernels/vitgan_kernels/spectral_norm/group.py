@@ -36,8 +36,8 @@ class SpectralNormGroup:
         ValueError: no matrix was found, one is zero or a transposed convolution, or one is already parametrised.
         RuntimeError: in a training forward under torch.nn.DataParallel, whose replicas cannot move a model's vectors.
 
-    Under DistributedDataParallel every process moves its own vectors by the same arithmetic: where they start equal (one
-    seed, or its broadcast_buffers=True, the default) they stay equal, whatever the data and the number of threads.
+    Under DistributedDataParallel every process moves its own vectors, by the same arithmetic: where they start equal
+    (one seed, or its broadcast_buffers=True, the default) they stay equal, whatever the data and number of threads.
 
     Derivatives: those of `spectral_norm`. A block inside may be under activation checkpointing, if each backward pass
     comes before the next training forward: what it computes again, it computes with the vectors of that moment.
