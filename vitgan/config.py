@@ -134,6 +134,10 @@ class Config:
     """Images between two evaluations."""
     evaluate_samples: int = 2048
     """Samples, and as many real images, of an evaluation."""
+    features: Literal["none", "efficientnet-lite0", "inception"] = "none"
+    """Network whose features evaluations compare too: inception gives FID (see vitgan eval --help)."""
+    inception_weights: Path | None = None
+    """File of the FID Inception's weights; None lets torch-fidelity download them."""
     checkpoint_every: int = 200_000
     """Images between two checkpoints."""
     keep_checkpoints: int = 2

@@ -22,6 +22,8 @@ from vitgan.errors import CheckpointError, TrainingError
 from vitgan.evaluate import Evaluator
 from vitgan.images import from_uint8, grid, save_image
 from vitgan.loggers import Loggers
+from vitgan.metrics.features import load_network
+from vitgan.metrics.scores import Scorer
 from vitgan.models import ImageGenerator
 from vitgan.progress import TrainingProgress
 from vitgan.runs import only_process_in
@@ -59,6 +61,7 @@ class Trainer:
         self.training = training
         self.device = training.device
         self.evaluator = Evaluator(dataset, samples=config.evaluate_samples, seed=config.seed)
+        self.scorer = self._make_scorer() if config.features != "none" and self.ranks.is_first else None
         self.tracer = StepTracer(run) if config.profile and self.ranks.is_first else None
         self.elapsed = 0.0
         self.totals: dict[str, list[Tensor]] = {}
@@ -72,6 +75,12 @@ class Trainer:
         self._ended = self._out_of_time()
         if self.ranks.is_first:
             save_config(config, run)
+
+    def _make_scorer(self) -> Scorer:
+        config = self.config
+        assert config.features != "none"
+        network = load_network(config.features, weights=config.inception_weights, device=self.device)
+        return Scorer(self.dataset, network, samples=config.evaluate_samples, seed=config.seed)
 
     def _check_dataset(self, images: int) -> None:
         if len(self.dataset) != images:
@@ -214,6 +223,8 @@ class Trainer:
         if not self.loggers:
             return
         scores = self.evaluator(self.average)
+        if self.scorer:
+            scores |= self.scorer(self.average)
         self.loggers.scalars(scores, images=self.training.images)
         text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self.progress.say(f"{self.training.images:,} images: {text}")

@@ -74,7 +74,7 @@ def test_a_folder_of_samples_is_the_same_as_the_grid_s_images_however_it_is_cut(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(["sample", "run", "--count", "5", "--out", "whole"])
-    monkeypatch.setattr("vitgan.cli.WRITE_BATCH", 2)
+    monkeypatch.setattr("vitgan.commands.sample.WRITE_BATCH", 2)
     main(["sample", "run", "--count", "5", "--out", "parts"])
     names = [path.name for path in sorted(Path("whole").iterdir())]
     assert len(names) == 5

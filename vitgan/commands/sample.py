@@ -1,0 +1,89 @@
+"""vitgan sample."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from vitgan.checkpoint import latest_checkpoint, load_config, load_generator
+from vitgan.images import grid, save_image, to_uint8
+from vitgan.models import ImageGenerator
+from vitgan.trainer import pick_device
+from vitgan.video import MOVING, save_video
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+WRITE_BATCH = 256
+"""Images held at a time when a folder of them is written."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Make images with a trained generator (the averaged one)."""
+
+    model: tyro.conf.Positional[Path]
+    """Run directory, or one of its checkpoints."""
+    out: Path = Path("samples.png")
+    """A .png, .jpg or .webp for a grid or strip; .npz for an array of bytes (N, H, W, C); .gif or .mp4 for a walk; any
+    other path is a folder for one file an image."""
+    count: int = 64
+    """Number of images; of a walk, of steps."""
+    seed: int = 0
+    """Chooses the latents."""
+    truncation: float = 1.0
+    """1 shows everything the generator can do; towards 0, images come closer to the mean one (StyleGAN's psi)."""
+    label: str | None = None
+    """Class of all images, by name or number, if the run was conditional; None draws one for each."""
+    interpolate: bool = False
+    """Walk from one random image to the next in w and back, as a strip or, for .gif and .mp4, as a video."""
+    fps: int = 20
+    """Images a second of a video."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
+
+def main(arguments: list[str]) -> int:
+    """A grid, a folder, an array of images, or an interpolation."""
+    options = tyro.cli(Sample, args=arguments, prog="vitgan sample")
+    if options.count < 1 or options.fps < 1:
+        raise ValueError(f"--count and --fps must be at least 1, got {options.count} and {options.fps}")
+    generator = load_generator(options.model, device=pick_device(options.device))
+    labels = None if options.label is None else class_number(options.model, options.label)
+    mean = generator.mean_w(labels=labels) if options.truncation != 1 else None
+    suffix = options.out.suffix.lower()
+    choose = generator.walk if options.interpolate or suffix in MOVING else generator.map_latents
+    w = choose(options.count, seed=options.seed, labels=labels)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    batches = _render(generator, w, options.truncation, mean)
+    if suffix in PICTURES:
+        save_image(grid(torch.cat(list(batches)), columns=options.count if options.interpolate else None), options.out)
+    elif suffix in MOVING:
+        save_video(torch.cat(list(batches)), options.out, fps=options.fps)
+    elif suffix == ".npz":
+        pixels = torch.cat([to_uint8(images) for images in batches]).permute(0, 2, 3, 1)
+        np.savez_compressed(options.out, images=pixels.numpy())
+    else:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(image for images in batches for image in images):
+            save_image(image, options.out / f"{number:06d}.png")
+    print(f"{options.count} images -> {options.out}")
+    return 0
+
+
+def class_number(model: Path, label: str) -> Tensor:
+    """The class of that name or number, (1,). ValueError names those there are."""
+    names = load_config(latest_checkpoint(model.resolve()).parent.parent).class_names
+    if not names:
+        raise ValueError(f"{model} is not conditional: leave out --label")
+    if label in names:
+        return torch.tensor([names.index(label)])
+    if label.isdecimal() and int(label) < len(names):
+        return torch.tensor([int(label)])
+    raise ValueError(f"no class {label!r}; there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
+
+
+def _render(generator: ImageGenerator, w: Tensor, truncation: float, mean: Tensor | None) -> Iterator[Tensor]:
+    return (generator.render(part, truncation=truncation, mean=mean) for part in w.split(WRITE_BATCH))

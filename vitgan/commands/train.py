@@ -1,0 +1,32 @@
+"""vitgan train."""
+
+import torch
+
+from vitgan.adversarial import Adversarial
+from vitgan.data import open_dataset
+from vitgan.distributed import torchrun_ranks
+from vitgan.loggers import import_wandb
+from vitgan.runs import new_run_directory
+from vitgan.settings import read_settings, with_classes
+from vitgan.trainer import Trainer, pick_device
+
+
+def main(arguments: list[str]) -> int:
+    """vitgan train: values come from the preset, a file and the flags, or from the run that is resumed."""
+    settings = read_settings(arguments)
+    config = settings.config
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with torchrun_ranks(config.device) as ranks:
+        with ranks.first_goes_ahead():  # the others find what it decoded in the cache
+            dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
+        if len(dataset) < 2:
+            raise ValueError(f"{config.data} has one image: training needs at least two")
+        config = with_classes(config, dataset)
+        if config.wandb:
+            import_wandb()
+        training = Adversarial(config, pick_device(config.device), ranks)
+        # Made last, so that nothing is left behind where a run cannot even start.
+        run = settings.resume or ranks.same(new_run_directory(config) if ranks.is_first else None)
+        finished = Trainer(config, run, dataset=dataset, training=training).train()
+    return 0 if finished else 130

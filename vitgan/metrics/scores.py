@@ -1,0 +1,138 @@
+"""Scores of a generator against a data set, on the features of a network."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from vitgan.atomic import atomic_write
+from vitgan.data import ImageDataset, user_cache
+from vitgan.images import to_uint8
+from vitgan.metrics.distributions import frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from vitgan.metrics.features import FeatureNetwork
+from vitgan.models import ImageGenerator
+
+KEPT = 10_000
+"""Feature rows that are kept for the kernel distance, precision and recall; the moments are of all images."""
+BATCH = 64
+FEWEST = 10
+"""Images that a score needs at least: splits of the Inception Score, and neighbours of precision and recall."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is kept of a set of images: mean (D,) and covariance (D, D) in float64, and up to KEPT rows (N, D)."""
+
+    mean: Tensor
+    covariance: Tensor
+    rows: Tensor
+    logits: Tensor | None = None
+
+
+def statistics(batches: Iterable[Tensor], network: FeatureNetwork, advance: Callable[[int], None]) -> Statistics:
+    """Of uint8 images (B, 3, H, W), batch after batch; `advance` is told how many are done."""
+    features, logits = [], []
+    for images in batches:
+        rows, classes = network(images)
+        features.append(rows)
+        if classes is not None:
+            logits.append(classes)
+        advance(len(images))
+    whole = torch.cat(features)
+    return Statistics(*moments(whole), whole[:KEPT], torch.cat(logits) if logits else None)
+
+
+class Scorer:
+    """Scores generators against `samples` images of a data set.
+
+    The statistics of the data are kept in the user's cache under a key of the pixels and of the network.
+
+    Args:
+        dataset: the real images, RGB.
+        network: whose features.
+        samples: images on each side; fewer where the data set is smaller.
+        seed: chooses the real images and the latents.
+        cache: where the statistics are kept.
+        progress: told (what, images done, of how many).
+
+    Raises:
+        ValueError: there are fewer than FEWEST images, or they are not RGB.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        network: FeatureNetwork,
+        *,
+        samples: int,
+        seed: int = 0,
+        cache: Path | None = None,
+        progress: Callable[[str, int], Callable[[int], None]] | None = None,
+    ) -> None:
+        if dataset.channels != 3:
+            raise ValueError(f"feature networks take RGB images, and {dataset.name} has {dataset.channels} channels")
+        self.samples = min(samples, len(dataset))
+        if self.samples < FEWEST:
+            raise ValueError(f"scores need at least {FEWEST} images, got {self.samples}")
+        self.network = network
+        self.seed = seed
+        self.progress = progress or (lambda what, total: lambda done: None)
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: self.samples]
+        self.real = self._recall_or_compute(dataset, order, (cache or user_cache()) / "statistics")
+
+    def __call__(self, generator: ImageGenerator, *, truncation: float = 1.0) -> dict[str, float]:
+        """The scores by name.
+
+        On Inception: fid, kid, kid_deviation, inception_score, inception_score_deviation, precision, recall. On any
+        other network: frechet, kernel, kernel_deviation, precision and recall, each followed by the network's name.
+        """
+        w = generator.map_latents(self.samples, seed=self.seed + 1)
+        mean = generator.mean_w() if truncation != 1 else None
+        images = (to_uint8(generator.render(part, truncation=truncation, mean=mean)) for part in w.split(BATCH))
+        fake = statistics(images, self.network, self.progress("generated images", self.samples))
+        return compare(self.real, fake, self.network)
+
+    def _recall_or_compute(self, dataset: ImageDataset, order: Tensor, folder: Path) -> Statistics:
+        hasher = hashlib.blake2b(f"1 {self.network.key} {KEPT}".encode(), digest_size=16)
+        for part in order.split(BATCH):
+            hasher.update(dataset.fetch(part).numpy().tobytes())
+        path = folder / f"{hasher.hexdigest()}.safetensors"
+        try:
+            kept = load_file(path)
+            return Statistics(kept["mean"], kept["covariance"], kept["rows"])
+        except (OSError, SafetensorError, KeyError):
+            pass
+        images = (dataset.fetch(part) for part in order.split(BATCH))
+        real = statistics(images, self.network, self.progress("real images", self.samples))
+        tensors = {"mean": real.mean, "covariance": real.covariance, "rows": real.rows}
+        with atomic_write(path) as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        return real
+
+
+def compare(real: Statistics, fake: Statistics, network: FeatureNetwork) -> dict[str, float]:
+    """The scores of `fake` against `real`, under names that say which network they are on."""
+    frechet = frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
+    kernel, deviation = kernel_distance(real.rows, fake.rows)
+    precision, recall = precision_recall(real.rows, fake.rows)
+    if not network.is_inception:
+        own = network.name.replace("-", "_")
+        values = {"frechet": frechet, "kernel": kernel, "kernel_deviation": deviation}
+        values |= {"precision": precision, "recall": recall}
+        return {f"{name}_{own}": value for name, value in values.items()}
+    assert fake.logits is not None
+    score, score_deviation = inception_score(fake.logits)
+    return {
+        "fid": frechet,
+        "kid": kernel,
+        "kid_deviation": deviation,
+        "inception_score": score,
+        "inception_score_deviation": score_deviation,
+        "precision": precision,
+        "recall": recall,
+    }

@@ -1,0 +1,46 @@
+"""Images in a row as a moving picture."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vitgan.errors import VitganError
+from vitgan.images import to_uint8
+
+MOVING = (".gif", ".mp4")
+SIDE = 256
+"""Smaller images are repeated pixel by pixel to at least this side."""
+
+
+def save_video(images: Tensor, path: Path, *, fps: int) -> None:
+    """Write images (N, C, H, W) in [-1, 1] as a .gif that repeats for ever, or as an .mp4.
+
+    Raises:
+        VitganError: an .mp4 is asked for and its encoder is not installed.
+    """
+    pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
+    if pixels.shape[-1] in (2, 4):  # neither format keeps half-transparent pixels: onto white
+        alpha = pixels[..., -1:] / 255.0
+        pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+    times = math.ceil(SIDE / pixels.shape[1])
+    times += times * pixels.shape[1] % 2  # H.264 needs even sides
+    frames = np.ascontiguousarray(pixels.repeat(times, axis=1).repeat(times, axis=2))
+    if path.suffix.lower() == ".gif":
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+        return
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise VitganError(
+            f"an .mp4 needs an encoder ({error}): pip install 'vitgan[video]', or write a .gif"
+        ) from error
+    writer = imageio_ffmpeg.write_frames(str(path), (frames.shape[2], frames.shape[1]), fps=fps, macro_block_size=1)
+    writer.send(None)
+    for frame in frames:
+        writer.send(frame)
+    writer.close()
