@@ -4,6 +4,7 @@ Tensors are (B, H, N, width) of one dtype; K is None where it is Q. No launch wa
 allocated but results and row sums, so that CUDA graphs can capture them.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -97,6 +98,9 @@ def _loadable(*tensors: Tensor) -> list[Tensor]:
     return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
 
 
+LOG2_E = 1 / math.log(2)
+
+
 class _Call:
     """What the kernels of one order have in common: sizes, constants and tiles."""
 
@@ -105,7 +109,7 @@ class _Call:
         self.keys = q if k is None else k
         (batches, heads, n, d), (m, e) = q.shape, v.shape[-2:]
         self.programs, self.n, self.m = batches * heads, n, m
-        self.sizes = [heads, n, m, d, e, batches * heads * n, float(scale)]
+        self.sizes = [heads, n, m, d, e, batches * heads * n, float(scale), scale * LOG2_E]
         self.shape = tiles.Shape(n, m, d, e, q.element_size(), self.tied)
         self.tile = tiles.short(order, self.shape)
         self.short = self.tile is not None

@@ -27,18 +27,19 @@ from vitgan_kernels.l2_attention.triton_tiles import (
 
 @triton.jit
 def attend(
-    q, q_rows, valid, first, rest, scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr
-):
+    q, q_rows, valid, first, rest, scale, score_scale, d,
+    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
     """O of a block of queries, with the highest scores and sums of its softmax.
 
     first, rest: (k, k_rows, present, v) of the two blocks of keys.
     """
     k, k_rows, present, v = first
-    score, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+    score, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
     highest = tl.max(score, 1)
     if REST > 0:
         k, k_rows, present, v_rest = rest
-        score_rest, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+        score_rest, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
         highest = tl.maximum(highest, tl.max(score_rest, 1))
     p = tl.exp2(score - highest[:, None])
     total = tl.sum(p, 1)
@@ -54,7 +55,7 @@ def attend(
 def forward(
     Q, K, V, OUT, LSE,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, TIED: tl.constexpr,
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
@@ -76,11 +77,13 @@ def forward(
         v_r = load_tile(token_rows(V, head, HEADS, 0, tokens_r, v_b, v_h, v_n), present_r, e, E, FULL_E)
         rest = (k_r, k_rows_r, present_r, v_r)
     if TIED:
-        out, highest, total = attend(k, k_rows, present, first, rest, scale, d, EUCLIDEAN, PRECISION, REST)
+        out, highest, total = attend(k, k_rows, present, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
         store_tile(token_rows(OUT, head, HEADS, 0, tokens, o_b, o_h, o_n), out, present, e, E, FULL_E)
         store_lse(lse_rows, PLANE, tokens, present, highest, total)
         if REST > 0:
-            out, highest, total = attend(k_r, k_rows_r, present_r, first, rest, scale, d, EUCLIDEAN, PRECISION, REST)
+            out, highest, total = attend(
+                k_r, k_rows_r, present_r, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
+            )
             store_tile(token_rows(OUT, head, HEADS, 0, tokens_r, o_b, o_h, o_n), out, present_r, e, E, FULL_E)
             store_lse(lse_rows, PLANE, tokens_r, present_r, highest, total)
     else:
@@ -89,24 +92,29 @@ def forward(
             valid = rows < N
             q_rows = token_rows(Q, head, HEADS, 0, rows, q_b, q_h, q_n)
             q = load_tile(q_rows, valid, d, D, FULL_D)
-            out, highest, total = attend(q, q_rows, valid, first, rest, scale, d, EUCLIDEAN, PRECISION, REST)
+            out, highest, total = attend(
+                q, q_rows, valid, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
+            )
             store_tile(token_rows(OUT, head, HEADS, 0, rows, o_b, o_h, o_n), out, valid, e, E, FULL_E)
             store_lse(lse_rows, PLANE, rows, valid, highest, total)
 
 
 @triton.jit
 def score_tiles(
-    q, q_rows, valid, first, rest, scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr
-):
+    q, q_rows, valid, first, rest, scale, score_scale, d,
+    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
     """(P, slope, 1 / squared distance) of a block of queries and each of the two blocks of keys.
 
     With every key at hand the softmax is done again, instead of by the log-sum-exp: rows sum to 1 to the last digit.
     """
-    score, slope, inverse = scores(q, q_rows, valid, first[0], first[1], first[2], scale, d, EUCLIDEAN, PRECISION)
+    score, slope, inverse = scores(
+        q, q_rows, valid, first[0], first[1], first[2], scale, score_scale, d, EUCLIDEAN, PRECISION
+    )
     highest = tl.max(score, 1)
     if REST > 0:
         score_r, slope_r, inverse_r = scores(
-            q, q_rows, valid, rest[0], rest[1], rest[2], scale, d, EUCLIDEAN, PRECISION
+            q, q_rows, valid, rest[0], rest[1], rest[2], scale, score_scale, d, EUCLIDEAN, PRECISION
         )
         highest = tl.maximum(highest, tl.max(score_r, 1))
     p = tl.where(valid[:, None], tl.exp2(score - highest[:, None]), 0.0)
@@ -143,7 +151,7 @@ def backward(
     G, Q, K, V, DQ, DK, DV,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
     dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, TIED: tl.constexpr,
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
@@ -174,7 +182,7 @@ def backward(
         q = load_tile(q_rows, valid, d, D, FULL_D)
         grad = load_tile(token_rows(G, head, HEADS, 0, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
         query = (q, q_rows, valid, grad)
-        tiles, tiles_r = score_tiles(q, q_rows, valid, first, rest, scale, d, EUCLIDEAN, PRECISION, REST)
+        tiles, tiles_r = score_tiles(q, q_rows, valid, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
         dp = product(grad, tl.trans(v), PRECISION)
         delta = tl.sum(tiles[0] * dp, 1)
         if REST > 0:
@@ -239,11 +247,13 @@ def row_means(tiles, more, delta):
 
 @triton.jit
 def second_rows(
-    query, first, rest, dk, dv, dk_r, dv_r, scale, d,
+    query, first, rest, dk, dv, dk_r, dv_r, scale, score_scale, d,
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """The second order of a block of queries and all keys."""
-    tiles, tiles_r = score_tiles(query[0], query[1], query[2], first, rest, scale, d, EUCLIDEAN, PRECISION, REST)
+    tiles, tiles_r = score_tiles(
+        query[0], query[1], query[2], first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
+    )
     more = tangent_tiles(query, first, PRECISION)
     delta = tl.sum(tiles[0] * more[0], 1)
     if REST > 0:
@@ -270,7 +280,7 @@ def double_backward(
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
     ddo_b, ddo_h, ddo_n, dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, TIED: tl.constexpr,
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
@@ -309,7 +319,7 @@ def double_backward(
         grad = load_tile(token_rows(G, head, HEADS, 0, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
         query = (q, q_rows, valid, grad, a, row_products(q, a))
         ddo, dq, dk, dv, dk_r, dv_r = second_rows(
-            query, first, rest, dk, dv, dk_r, dv_r, scale, d, EUCLIDEAN, PRECISION, REST
+            query, first, rest, dk, dv, dk_r, dv_r, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
         )
         store_tile(token_rows(DDO, head, HEADS, 0, rows, ddo_b, ddo_h, ddo_n), ddo, valid, e, E, FULL_E)
         store_tile(token_rows(DQ, head, HEADS, 0, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)

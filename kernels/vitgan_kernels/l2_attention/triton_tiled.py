@@ -32,7 +32,7 @@ from vitgan_kernels.l2_attention.triton_tiles import (
 def forward(
     Q, K, V, OUT, LSE,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -52,7 +52,7 @@ def forward(
         k_rows = token_rows(K, head, HEADS, first, keys, k_b, k_h, k_n)
         k = load_tile(k_rows, present, d, D, FULL_D)
         v = load_tile(token_rows(V, head, HEADS, first, keys, v_b, v_h, v_n), present, e, E, FULL_E)
-        score, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+        score, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
         higher = tl.maximum(highest, tl.max(score, 1))
         p = tl.exp2(score - higher[:, None])
         shrink = tl.exp2(highest - higher)
@@ -68,7 +68,7 @@ def forward(
 def backward_rows(
     G, Q, K, V, OUT, LSE, DELTA, DQ,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n, dq_b, dq_h, dq_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -93,7 +93,7 @@ def backward_rows(
         k_rows = token_rows(K, head, HEADS, first, keys, k_b, k_h, k_n)
         k = load_tile(k_rows, present, d, D, FULL_D)
         v = load_tile(token_rows(V, head, HEADS, first, keys, v_b, v_h, v_n), present, e, E, FULL_E)
-        score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+        score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
         ds = probabilities(score, LSE, PLANE, sums, valid) * (product(grad, tl.trans(v), PRECISION) - delta[:, None])
         pull = (slope * ds).to(k.dtype)
         weight += tl.sum(pull.to(tl.float32), 1)
@@ -106,7 +106,7 @@ def backward_rows(
 def backward_keys(
     G, Q, K, V, LSE, DELTA, DQ, DK, DV,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +130,7 @@ def backward_keys(
         q = load_tile(q_rows, valid, d, D, FULL_D)
         grad = load_tile(token_rows(G, head, HEADS, first, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
         delta = tl.load(DELTA + offset + first + rows, mask=valid, other=0.0)
-        score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+        score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
         p = probabilities(score, LSE, PLANE, offset + first + rows, valid)
         dv += product(tl.trans(p.to(v.dtype)), grad, PRECISION)
         ds = p * (product(grad, tl.trans(v), PRECISION) - delta[:, None])
@@ -152,7 +152,7 @@ def second_order_sums(
     A, B, C, G, Q, K, V, OUT, LSE, DELTA, MEAN_G, MEAN_W,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -181,7 +181,7 @@ def second_order_sums(
         b = load_tile(token_rows(B, head, HEADS, first, keys, b_b, b_h, b_n), present, d, D, FULL_D)
         v = load_tile(token_rows(V, head, HEADS, first, keys, v_b, v_h, v_n), present, e, E, FULL_E)
         c = load_tile(token_rows(C, head, HEADS, first, keys, c_b, c_h, c_n), present, e, E, FULL_E)
-        score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+        score, slope, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
         p = probabilities(score, LSE, PLANE, sums, valid)
         tangent = slope * tangents(q, a, qa, k, b, row_products(k, b), PRECISION)
         mean_g += tl.sum(p * tangent, 1)
@@ -198,7 +198,7 @@ def second_order_rows(
     A, B, C, G, Q, K, V, LSE, DELTA, MEAN_G, MEAN_W, DDO, DQ,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, ddo_b, ddo_h, ddo_n, dq_b, dq_h, dq_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -230,7 +230,9 @@ def second_order_rows(
         b = load_tile(token_rows(B, head, HEADS, first, keys, b_b, b_h, b_n), present, d, D, FULL_D)
         v = load_tile(token_rows(V, head, HEADS, first, keys, v_b, v_h, v_n), present, e, E, FULL_E)
         c = load_tile(token_rows(C, head, HEADS, first, keys, c_b, c_h, c_n), present, e, E, FULL_E)
-        score, slope, inverse = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+        score, slope, inverse = scores(
+            q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION
+        )
         p = probabilities(score, LSE, PLANE, sums, valid)
         y = tangents(q, a, qa, k, b, row_products(k, b), PRECISION)
         dp = product(grad, tl.trans(v), PRECISION)
@@ -253,7 +255,7 @@ def second_order_keys(
     A, B, C, G, Q, K, V, LSE, DELTA, MEAN_G, MEAN_W, DQ, DK, DV,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
     g_b, g_h, g_n, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, dq_b, dq_h, dq_n, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
-    HEADS, N, M, d, e, PLANE, scale,
+    HEADS, N, M, d, e, PLANE, scale, score_scale,
     D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr,
     TIED: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -286,7 +288,9 @@ def second_order_keys(
         delta = tl.load(DELTA + offset + first + rows, mask=valid, other=0.0)
         mean_g = tl.load(MEAN_G + offset + first + rows, mask=valid, other=0.0)
         mean_w = tl.load(MEAN_W + offset + first + rows, mask=valid, other=0.0)
-        score, slope, inverse = scores(q, q_rows, valid, k, k_rows, present, scale, d, EUCLIDEAN, PRECISION)
+        score, slope, inverse = scores(
+            q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION
+        )
         p = probabilities(score, LSE, PLANE, offset + first + rows, valid)
         y = tangents(q, a, row_products(q, a), k, b, kb, PRECISION)
         dp = product(grad, tl.trans(v), PRECISION)

@@ -17,7 +17,6 @@ import triton.language as tl
 from vitgan_kernels import triton_support
 
 INTERPRETED: tl.constexpr = tl.constexpr(triton_support.INTERPRETED)
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -74,9 +73,13 @@ def squared_distances(q_rows, q_valid, k_rows, k_valid, d):
 
 
 @triton.jit
-def scores(q, q_rows, q_valid, k, k_rows, k_valid, scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr):
+def scores(
+    q, q_rows, q_valid, k, k_rows, k_valid, scale, score_scale, d,
+    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Scores times log2(e), -inf beyond the last key; the slope; 1 / squared distance, 0 at distance 0.
 
+    score_scale is scale * log2(e), a product that the launcher makes, rounded once.
     The squared distance leaves out its term of the query, which is constant along a row, so that a softmax does not
     see it; and it has no use for the last result.
     """
@@ -84,12 +87,12 @@ def scores(q, q_rows, q_valid, k, k_rows, k_valid, scale, d, EUCLIDEAN: tl.const
         squares = squared_distances(q_rows, q_valid, k_rows, k_valid, d)
         apart = squares > 0
         inverse = tl.where(apart, 1.0 / tl.where(apart, squares, 1.0), 0.0)
-        score = -(scale * LOG2_E) * tl.sqrt(squares)
+        score = -score_scale * tl.sqrt(squares)
         slope = -scale * tl.sqrt(inverse)
     else:
         inverse = 0.0
         cross = product(q, tl.trans(k), PRECISION)
-        score = (scale * LOG2_E) * (2.0 * cross - row_products(k, k)[None, :])
+        score = score_scale * (2.0 * cross - row_products(k, k)[None, :])
         slope = -2.0 * scale
     return tl.where(k_valid[None, :], score, float("-inf")), slope, inverse
 

@@ -1,16 +1,13 @@
-"""The Triton kernels of L2 attention and its derivatives, held against float64: on a GPU, or interpreted without one."""
+"""The Triton kernels of L2 attention and its derivatives against float64: on a GPU, or interpreted without one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from vitgan_kernels import explain, l2_attention, triton_support
-from vitgan_kernels.backends import BackendError
+from vitgan_kernels import l2_attention, triton_support
 from vitgan_kernels.l2_attention import tiles
 
 pytestmark = pytest.mark.skipif(not triton_support.INSTALLED, reason="Triton is not installed")
@@ -18,7 +15,6 @@ pytestmark = pytest.mark.skipif(not triton_support.INSTALLED, reason="Triton is 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALVES = [torch.float16, torch.bfloat16]
 DTYPES = [*HALVES, torch.float32]
-AsAccurate = Callable[[Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Problem:
     e: int
     metric: str = "sqeuclidean"
     scale: float = 0.3
-    leading: tuple[int, ...] = (2, 3)
+    leading: tuple[int, ...] = (2, 2)
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """q, k, v and cotangents of O and of the gradients, rounded to dtype."""
@@ -77,16 +73,29 @@ def orders(attention: Attention, tensors: dict[str, Tensor], problem: Problem, h
     return {name: x.detach() for name, x in results.items()}
 
 
-def held(problem: Problem, dtype: torch.dtype, check: AsAccurate, highest: int = 2) -> None:
+def held(problem: Problem, dtype: torch.dtype, highest: int = 2) -> None:
+    """Hold every result against the error that plain PyTorch makes in the same dtype.
+
+    The errors' root mean square may be twice plain PyTorch's. The largest error is one draw from a tail, which on
+    tensors of this size differs by more than that between two equally accurate programs: it may be three times.
+    """
     tensors = problem.tensors(dtype)
     actual, usual = (orders(attention, tensors, problem, highest) for attention in (fused, plain))
     exact = orders(plain, {name: x.double() for name, x in tensors.items()}, problem, highest)
-    for name, result in actual.items():
-        assert result.shape == exact[name].shape
-        try:
-            check(result, usual[name], exact[name])
-        except AssertionError as error:
-            raise AssertionError(f"{name} of {problem}: {error}") from None
+    rounding = torch.finfo(dtype).eps / 2
+    for name, value in exact.items():
+        assert actual[name].dtype == usual[name].dtype == dtype
+        assert actual[name].shape == value.shape
+        error, allowed = (results[name].double() - value for results in (actual, usual))
+        for kind, times, size in (("mean", 2, root_mean_square), ("largest", 3, lambda x: x.abs().max())):
+            bound = times * size(allowed) + rounding * size(value)
+            assert size(error) <= bound, (
+                f"{kind} error of {name}: {size(error):.2e}, plain {size(allowed):.2e}, {problem}"
+            )
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
 
 
 @pytest.fixture
@@ -107,15 +116,13 @@ PROBLEMS = [
 @pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_short_sequences(
-    problem: Problem, metric: str, dtype: torch.dtype, assert_as_accurate: AsAccurate
-) -> None:
-    held(replace(problem, metric=metric), dtype, assert_as_accurate)
+def test_short_sequences(problem: Problem, metric: str, dtype: torch.dtype) -> None:
+    held(replace(problem, metric=metric), dtype)
 
 
 @pytest.mark.usefixtures("tiled")
 @pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_tiles(problem: Problem, metric: str, dtype: torch.dtype, assert_as_accurate: AsAccurate) -> None:
-    held(replace(problem, metric=metric), dtype, assert_as_accurate)
+def test_tiles(problem: Problem, metric: str, dtype: torch.dtype) -> None:
+    held(replace(problem, metric=metric), dtype)
