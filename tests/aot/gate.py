@@ -43,6 +43,10 @@ def check(operator: str, index: int, target: str) -> list[Row]:
     return rows
 
 
+def _figures(result: Compiled) -> str:
+    return f"{result.registers:>9} {result.shared:>7} {result.tensor_instructions:>6} {result.instructions:>6}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the gate; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.aot.gate", description="compile every kernel for real GPUs")
@@ -69,13 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             for kernel, result, wrong in rows or [("", None, ["launches no kernel"])]:
                 compiled_kernels += 1
                 failures += bool(wrong)
-                figures = (
-                    ""
-                    if result is None
-                    else (
-                        f"{result.registers:>9} {result.shared:>7} {result.tensor_instructions:>6} {result.instructions:>6}"
-                    )
-                )
+                figures = "" if result is None else _figures(result)
                 print(f"{f'{operator} {name}':<44} {kernel:<28} {target:<7} {figures}  {'; '.join(wrong)}", flush=True)
     print(f"{compiled_kernels} kernels compiled, {failures} with something wrong")
     return 1 if failures else 0

@@ -147,8 +147,12 @@ def _third_order(ctx: Any, *_: Tensor) -> None:
     )
 
 
-FAKES = {"forward": _fake_forward, "backward": _fake_backward, "double_backward": _fake_double_backward}
-CHAIN = {
+FAKES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "forward": _fake_forward,
+    "backward": _fake_backward,
+    "double_backward": _fake_double_backward,
+}
+CHAIN: dict[str, tuple[str, Callable[..., Any], Callable[..., None]]] = {
     "forward": ("l2_attention", _backward, _save_forward),
     "backward": ("l2_attention_backward", _double_backward, _save_backward),
     "double_backward": ("l2_attention_double_backward", _third_order, _save_nothing),

@@ -9,6 +9,8 @@ the keys' blocks for queries too and loads nothing twice; the derivatives, which
 queries ROWS at a time and leave dQ in float32 for dK to take in.
 """
 
+# mypy: disallow-untyped-defs=False
+
 import triton
 import triton.language as tl
 

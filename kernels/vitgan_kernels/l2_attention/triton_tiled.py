@@ -11,6 +11,8 @@ Rows passes own queries and write what belongs to them, with the row sums; keys 
 With K = Q the rows pass leaves its gradient in float32 and the keys pass, which owns the same tokens, adds it.
 """
 
+# mypy: disallow-untyped-defs=False
+
 import triton
 import triton.language as tl
 

@@ -11,6 +11,8 @@ The gradient of a query is sum_j e_ij (q_i - k_j) = rowsum(e) q - e K, with the 
 then acts on differences of tokens, and a shift of all tokens changes nothing.
 """
 
+# mypy: disallow-untyped-defs=False
+
 import triton
 import triton.language as tl
 
