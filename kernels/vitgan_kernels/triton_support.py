@@ -32,7 +32,6 @@ def unable(*tensors: Tensor | None, interpreted: bool = False) -> str | None:
     return _transform()
 
 
-@torch.compiler.assume_constant_result
 def _transform() -> str | None:
     """A registered operator drops tangents without a word, so forward mode and torch.func never reach one."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -40,6 +39,10 @@ def _transform() -> str | None:
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active; the kernels serve reverse mode"
     return None
+
+
+# What torch.compiler.assume_constant_result does, which would import torch._dynamo, and with it Triton, for everyone.
+_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def float32_precision() -> str:
