@@ -1,0 +1,205 @@
+"""The training step as early ViTGAN implementations made it, to hold the trainer's step against.
+
+The same networks with the same weights, the same losses and the same images, computed by another recipe:
+- the discriminator runs seven times a step: two for the loss, two for each side of bCR, one for the generator;
+- L2 attention by `torch.cdist`;
+- the SIREN's weights are modulated for each token and applied by a grouped convolution;
+- each layer runs its own power iteration in every forward pass of training;
+- the optimisers and the average go from parameter to parameter.
+
+    python -m benchmarks.peers.original_step [PRESET] [--batch N] [--repeat N] [--threads N]
+
+prints the median times of a step of both, taken in turns, after a check that both compute the same losses.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from vitgan.adversarial import Adversarial
+from vitgan.config import Config, LossConfig
+from vitgan.presets import PRESETS
+
+
+class LayerSpectralNorm(nn.Module):
+    """Improved spectral normalisation of one layer, which iterates whenever the weight is used in training."""
+
+    def __init__(self, u: Tensor, v: Tensor, sigma_init: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("u", u.clone())
+        self.register_buffer("v", v.clone())
+        self.register_buffer("sigma_init", sigma_init.clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        if self.training:
+            with torch.no_grad():
+                self.v = F.normalize(matrix.t() @ self.u, dim=0)
+                self.u = F.normalize(matrix @ self.v, dim=0)
+        sigma = torch.dot(self.u, matrix @ self.v)
+        return weight * (self.sigma_init / sigma)
+
+
+class CdistAttention(nn.Module):
+    """Multi-head L2 attention with tied queries and keys, from distances."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.heads, self.scale = source.heads, source.scale
+        self.to_q, self.to_v, self.to_out = source.to_q, source.to_v, source.to_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (rearrange(layer(x), "b n (h d) -> b h n d", h=self.heads) for layer in (self.to_q, self.to_v))
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        weights = torch.softmax(-scale * torch.cdist(q, q, p=2) ** 2, dim=-1)
+        return self.to_out(rearrange(weights @ v, "b h n d -> b n (h d)"))
+
+
+class GroupedSiren(nn.Module):
+    """The modulated SIREN with weights of its own for each token, all applied by one grouped convolution a layer."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, points: Tensor, style: Tensor) -> Tensor:
+        source, count = self.source, len(style)
+        x = points.t().expand(count, -1, -1)
+        for index, (weight, bias, to_style) in enumerate(
+            zip(source.weights, source.biases, source.to_styles, strict=True)
+        ):
+            modulated = weight * source.weight_scales[index] * to_style(style)[:, None, :]
+            grouped = modulated.flatten(0, 1).unsqueeze(-1)
+            x = F.conv1d(x.reshape(1, -1, x.shape[-1]), grouped, groups=count).view(count, -1, x.shape[-1])
+            x = x + (bias * source.bias_scales[index])[:, None]
+            if index < len(source.weights) - 1:
+                x = torch.sin(source.omega * x)
+        return x.transpose(1, 2)
+
+
+class OriginalStep:
+    """The networks of a training, with its weights at this moment, stepped by the recipe above."""
+
+    def __init__(self, training: Adversarial) -> None:
+        self.config = training.config
+        self.augment = training.augment
+        # Built anew and not copied: hooks of the trainer's own normalisation belong to its instance.
+        twin = Adversarial(training.config, training.device)
+        twin.load_state(*training.state())
+        self.generator: Any = twin.generator
+        self.discriminator: Any = twin.discriminator
+        self.generator.head.siren = GroupedSiren(self.generator.head.siren)
+        for block in self.discriminator.blocks:
+            block.attention = CdistAttention(block.attention)
+        self.discriminator._forward_pre_hooks.clear()
+        self.discriminator._forward_hooks.clear()
+        for layer in self.discriminator.spectral_norm.layers:
+            state = layer.parametrizations.weight[0]
+            weight = layer.parametrizations.weight.original
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            layer.weight = nn.Parameter(weight.detach().clone())
+            own = LayerSpectralNorm(state._u, state._v, state.sigma_init)
+            parametrize.register_parametrization(layer, "weight", own, unsafe=True)
+        rates = self.config.optimiser
+        betas = (rates.beta1, rates.beta2)
+        self.d_optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=rates.d_lr, betas=betas)
+        self.g_optimiser = torch.optim.Adam(self.generator.parameters(), lr=rates.g_lr, betas=betas)
+        self.average = [p.detach().clone() for p in self.generator.parameters()]
+        self.random = torch.Generator().manual_seed(self.config.seed)
+
+    def d_loss(self, real: Tensor, fake: Tensor, seen_real: Tensor, seen_fake: Tensor) -> Tensor:
+        """Six passes of the discriminator."""
+        d, loss = self.discriminator, self.config.loss
+        total = F.softplus(-d(seen_real)).mean() + F.softplus(d(seen_fake)).mean()
+        total = total + loss.bcr_real * (d(real) - d(seen_real)).square().mean()
+        return total + loss.bcr_fake * (d(fake) - d(seen_fake)).square().mean()
+
+    def step(self, real: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of both networks; the two losses."""
+        z = torch.randn(len(real), self.generator.latent_dim, generator=self.random)
+        fake = self.generator(z).detach()
+        d_loss = self.d_loss(real, fake, self._augmented(real), self._augmented(fake))
+        self.d_optimiser.zero_grad()
+        d_loss.backward()
+        self.d_optimiser.step()
+        z = torch.randn(len(real), self.generator.latent_dim, generator=self.random)
+        g_loss = F.softplus(-self.discriminator(self._augmented(self.generator(z)))).mean()
+        self.g_optimiser.zero_grad()
+        g_loss.backward()
+        self.g_optimiser.step()
+        with torch.no_grad():
+            for old, new in zip(self.average, self.generator.parameters(), strict=True):
+                old.sub_((1 - 0.995) * (old - new))
+        return d_loss.detach(), g_loss.detach()
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        return self.augment(images, self.augment.draw(len(images), self.random))
+
+
+def settings(preset: str, batch_size: int) -> Config:
+    """A preset with the losses that the recipe can do: `torch.cdist` has no second derivative, so no R1."""
+    return replace(
+        PRESETS[preset],
+        batch_size=batch_size,
+        loss=LossConfig(kind="logistic", bcr_real=10, bcr_fake=10),
+        augment=PRESETS["cifar10"].augment,
+        device="cpu",
+    )
+
+
+def check(training: Adversarial, original: OriginalStep, real: Tensor) -> None:
+    """AssertionError unless both compute the same images, logits and loss of the discriminator."""
+    draws = training._draws(["z", "real", "fake"])
+    views, fake = training.objectives.views(real, None, draws, None)
+    training.discriminator.eval()
+    original.discriminator.eval()
+    expected, _ = training.objectives.of_discriminator(views, None, len(real), False)
+    seen_real, seen_fake = views.split(len(real))[:2]
+    torch.testing.assert_close(original.generator(draws["z"]), fake, rtol=1e-3, atol=1e-3)
+    actual = original.d_loss(real, fake, seen_real, seen_fake)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    training.discriminator.train()
+    original.discriminator.train()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("preset", nargs="?", default="tiny", choices=[n for n in PRESETS if "hybrid" not in n])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeat", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config = settings(options.preset, options.batch)
+    training = Adversarial(config, torch.device("cpu"))
+    original = OriginalStep(training)
+    size = (options.batch, config.channels, config.image_size, config.image_size)
+    real = torch.rand(size) * 2 - 1
+    check(training, original, real)
+    times: dict[str, list[float]] = {"trainer": [], "original": []}
+    for turn in range(options.repeat + 1):
+        for name, step in (("trainer", training.step), ("original", original.step)):
+            began = time.process_time()
+            step(real)
+            if turn:  # the first allocates
+                times[name].append(time.process_time() - began)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    ratio = median["original"] / median["trainer"]
+    print(f"{options.preset}, batch {options.batch}, {options.threads} thread(s), torch {torch.__version__}")
+    for name, value in median.items():
+        spread = f"{1000 * min(times[name]):.0f} to {1000 * max(times[name]):.0f}"
+        print(f"  {name:9}{1000 * value:9.1f} ms of processor time a step ({spread})")
+    print(f"  original / trainer = {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
