@@ -50,7 +50,12 @@ class StepTracer:
 
         ours = {e.key.removeprefix(OWN): total(e, own=False) for e in events if e.key.startswith(OWN)}
         operators = [(e.key, total(e, own=True)) for e in events if not e.key.startswith((OWN, "ProfilerStep"))]
-        table = Table("part", "ms a step", title=f"{STEPS} steps, {'device' if on_device else 'CPU'} time")
+        table = Table(
+            "part",
+            "ms a step",
+            title=f"{STEPS} steps, {'device' if on_device else 'CPU'} time",
+            caption="backward and optimiser are parts of discriminator and generator",
+        )
         for name, time in sorted(ours.items(), key=lambda item: -item[1]):
             table.add_row(name, f"{time:.2f}")
         table.add_section()

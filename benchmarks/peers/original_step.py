@@ -7,17 +7,21 @@ The same networks with the same weights, the same losses and the same images, co
 - each layer runs its own power iteration in every forward pass of training;
 - the optimisers and the average go from parameter to parameter.
 
-    python -m benchmarks.peers.original_step [PRESET] [--batch N] [--repeat N] [--threads N]
+    python -m benchmarks.peers.original_step [PRESET] [--batch N] [--repeat N] [--threads N] [--json FILE]
 
 prints the median times of a step of both, taken in turns, after a check that both compute the same losses.
 """
 
 import argparse
-import statistics
+import json
+import platform
+import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -177,6 +181,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file to add the result to, as a line")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config = settings(options.preset, options.batch)
@@ -192,13 +197,34 @@ def main() -> None:
             step(real)
             if turn:  # the first allocates
                 times[name].append(time.process_time() - began)
-    median = {name: statistics.median(values) for name, values in times.items()}
+    percentiles = {name: np.percentile(values, [5, 50, 95]).tolist() for name, values in times.items()}
+    median = {name: values[1] for name, values in percentiles.items()}
     ratio = median["original"] / median["trainer"]
     print(f"{options.preset}, batch {options.batch}, {options.threads} thread(s), torch {torch.__version__}")
     for name, value in median.items():
-        spread = f"{1000 * min(times[name]):.0f} to {1000 * max(times[name]):.0f}"
-        print(f"  {name:9}{1000 * value:9.1f} ms of processor time a step ({spread})")
+        spread = f"{1000 * percentiles[name][0]:.0f} to {1000 * percentiles[name][2]:.0f}"
+        print(f"  {name:9}{1000 * value:9.1f} ms of processor time a step (5 to 95 %: {spread})")
     print(f"  original / trainer = {ratio:.2f}")
+    if options.json:
+        line = {
+            "preset": options.preset,
+            "batch": options.batch,
+            "threads": options.threads,
+            "steps": options.repeat,
+            "seconds of processor time (5, 50, 95 %)": percentiles,
+            "ratio of medians": ratio,
+            "cpu": processor(),
+            "torch": torch.__version__,
+            "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        }
+        with options.json.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def processor() -> str:
+    """Its name."""
+    lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return lines[0].partition(":")[2].strip() if lines else platform.processor()
 
 
 if __name__ == "__main__":
