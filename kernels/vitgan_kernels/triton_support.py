@@ -1,5 +1,6 @@
 """What the operators need to know before they launch a Triton kernel: whether they can, and in which precision."""
 
+import functools
 import importlib.util
 import os
 
@@ -56,3 +57,13 @@ def float32_precision() -> str:
 def target() -> str:
     """What this PyTorch compiles for: "cuda" or "hip" (ROCm). Tiles differ with the shared memory of the two."""
     return "cuda" if torch.version.hip is None else "hip"
+
+
+def generation() -> int:
+    """The major compute capability of the current CUDA device; 9, Hopper's, where there is none."""
+    return _generation(torch.cuda.current_device()) if torch.cuda.is_available() else 9
+
+
+@functools.cache
+def _generation(device: int) -> int:
+    return torch.cuda.get_device_capability(device)[0]

@@ -84,6 +84,7 @@ def recorded(case: Case, target: str) -> list[Launch]:
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(triton_support, "target", return_value=TARGETS[target].backend),
+        mock.patch.object(triton_support, "generation", return_value=int(target[3:-1] if target[:3] == "sm_" else 9)),
     ):
         case.run()
     return launches

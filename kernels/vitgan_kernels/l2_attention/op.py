@@ -47,7 +47,8 @@ def l2_attention(
 
     Precision: scores, softmax and sums are float32 for lower dtypes. The kernels round probabilities to the dtype of
     the inputs before they multiply values; products of float32 follow PyTorch's setting
-    (`torch.set_float32_matmul_precision`).
+    (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy where a query nearly is
+    a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
     """
     if k is q:
         k = None
@@ -113,7 +114,8 @@ def _can_handle(
     where = "interpreted on the CPU" if interpreted else "fused"
     if torch.compiler.is_compiling():  # where sizes may be symbols, which a message would fix
         return True, f"{where}, reverse mode to order 2"
-    return True, f"{where}, reverse mode to order 2; {tiles.reason(q.shape[-2], v.shape[-2])}"
+    shape = tiles.Shape(q.shape[-2], v.shape[-2], d, e, q.element_size(), k is None)
+    return True, f"{where}, reverse mode to order 2; {tiles.reason(shape)}"
 
 
 def _on_gpu(*args: Tensor, **kwargs: object) -> tuple[bool, str]:

@@ -1,7 +1,7 @@
 """Which path and which tiles: a table by kernel, width and dtype, the same on every run.
 
 No timing chose these: they come from compiling for sm_80, sm_90 and gfx942, as large as registers and shared memory let
-them. Some of the widest still spill: second orders in float32, and wider than 64 in 16 bits.
+them. Some of the widest still spill: `tests/aot/l2_attention.py` names them.
 """
 
 from typing import NamedTuple
@@ -45,10 +45,13 @@ def short(order: int, shape: Shape) -> dict[str, int] | None:
     first, rest = blocks(shape.m)
     width = max(32, padded(max(shape.d, shape.e)))
     on_hip = triton_support.target() == "hip"
-    longest = (SHORT_HIP if on_hip else SHORT_CUDA)[order].get((width, shape.itemsize > 2), 0)
+    table = SHORT_HIP if on_hip else SHORT_HOPPER if triton_support.generation() in (9, 10) else SHORT_CUDA
+    # Every order of float32 recomputes P from one log-sum-exp, which only kernels that round products alike agree on.
+    # Its second order fits no short kernel, so none of its orders takes one. 16 bits are too coarse to see this.
+    longest = table[order].get(width, 0) if shape.itemsize == 2 else 0
     if first + rest > longest:
         return None
-    few = on_hip or (order == 0 and shape.itemsize == 2 and width * (first + rest) <= 64 * 80)
+    few = on_hip or (order == 0 and width * (first + rest) <= 64 * 80)
     return {"ROWS": 16, "FIRST": first, "REST": rest, "num_warps": 4 if few else 8, "num_stages": 1}
 
 
@@ -62,21 +65,14 @@ def tiled(kernel: str, shape: Shape) -> dict[str, int]:
     return {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": 1}
 
 
-# By order: the most keys, padded, that a short kernel holds, for (padded width, float32?). What is missing is tiled.
-SHORT_CUDA = (
-    {(32, False): 128, (64, False): 128, (128, False): 80, (32, True): 80, (64, True): 48},
-    {(32, False): 128, (64, False): 128, (32, True): 80, (64, True): 80},
-    {(32, False): 80, (64, False): 80},
-)
-SHORT_HIP = (
-    {(32, False): 128, (64, False): 128, (128, False): 80, (32, True): 80, (64, True): 80},
-    {(32, False): 128, (64, False): 128, (128, False): 80, (32, True): 80, (64, True): 80},
-    {(32, False): 80},
-)
+# By order and padded width: the most keys, padded, that a short kernel of 16-bit tensors holds.
+SHORT_CUDA = ({32: 128, 64: 128, 128: 80}, {32: 128, 64: 128}, {32: 80})
+SHORT_HOPPER = (*SHORT_CUDA[:2], {32: 80, 64: 80})  # and data-centre Blackwell
+SHORT_HIP = ({32: 128, 64: 128, 128: 80}, {32: 128, 64: 128, 128: 80}, {32: 80})
 # By kernel and padded width: (ROWS, KEYS, num_warps).
 TILED_CUDA = {
     "forward": {64: (64, 64, 8), 128: (32, 32, 4), 256: (32, 32, 8)},
-    "backward_rows": {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)},
+    "backward_rows": {64: (32, 32, 4), 128: (16, 32, 4), 256: (16, 16, 8)},
     "backward_keys": {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)},
     "second_order_sums": {64: (16, 16, 4), 128: (16, 16, 4), 256: (16, 16, 8)},
     "second_order_rows": {64: (16, 16, 4), 128: (16, 16, 8), 256: (16, 16, 8)},
@@ -95,10 +91,12 @@ TILED_HIP = {
 }
 
 
-def reason(n: int, m: int) -> str:
-    """Which path a length takes and why, for `explain`."""
-    if max(n, m) <= LONGEST_SHORT:
-        first, rest = blocks(m)
-        held = f"{first} + {rest}" if rest else f"{first}"
-        return f"short path: {m} keys fit one program, as {held}; widths that do not fit an order's are tiled"
-    return f"tiled path: more than {LONGEST_SHORT} queries or keys ({n} and {m})"
+def reason(shape: Shape) -> str:
+    """Which path each order takes and why, for `explain`."""
+    orders = [order for order in (0, 1, 2) if short(order, shape) is not None]
+    if not orders:
+        why = f"more than {LONGEST_SHORT} tokens" if max(shape.n, shape.m) > LONGEST_SHORT else "float32, or too wide"
+        return f"tiled path: {why} for one program to hold a (batch, head)"
+    held = " + ".join(str(block) for block in blocks(shape.m) if block)
+    where = "all orders" if len(orders) == 3 else f"order {' and '.join(map(str, orders))}, tiled beyond"
+    return f"short path, one program a (batch, head): {shape.m} keys held as {held} ({where})"

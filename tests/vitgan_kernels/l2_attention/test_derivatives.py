@@ -145,3 +145,25 @@ def test_gradients_of_each_sample() -> None:
 
     expected = torch.stack([torch.func.grad(loss)(*one) for one in zip(q, v, strict=True)])
     torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(q, v), expected)
+
+
+def test_both_orders_of_a_distance() -> None:
+    q, k, v = leaf(2, 3, 4), leaf(2, 5, 4), leaf(2, 5, 2)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return l2_attention(q, k, v, metric="euclidean")
+
+    assert gradcheck(call, (q, k, v), check_forward_ad=True)
+    assert gradgradcheck(call, (q, k, v), check_fwd_over_rev=True)
+
+
+def test_a_distance_of_zero_has_a_derivative_of_zero() -> None:
+    q, v = duplicates(), leaf(2, 5, 2)
+    out = l2_attention(q, None, v, metric="euclidean")
+    (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), q)
+    assert first.isfinite().all()
+    assert second.isfinite().all()
+    alone = torch.zeros(1, 1, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(l2_attention(alone, None, v[:1, :1], metric="euclidean").sum(), alone)
+    assert not gradient.any()

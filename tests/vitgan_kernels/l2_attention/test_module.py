@@ -90,3 +90,10 @@ def test_backend_is_handed_on() -> None:
     module, x = L2SelfAttention(8, 2, backend="reference"), torch.randn(2, 5, 8)
     with use_backend("triton"):  # which the argument goes before
         assert module(x).shape == x.shape
+
+
+def test_metric_is_handed_on() -> None:
+    module, x = L2SelfAttention(8, 2, metric="euclidean"), torch.randn(2, 5, 8)
+    by_distance = module(x)
+    module.metric = "sqeuclidean"
+    assert not torch.allclose(module(x), by_distance)

@@ -56,6 +56,11 @@ def test_scale_that_is_no_number(scale: float) -> None:
         l2_attention(Q, K, V, scale=scale)
 
 
+def test_metric_that_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"^l2_attention: metric must be one of sqeuclidean, euclidean, got 'cosine'"):
+        l2_attention(Q, K, V, metric="cosine")  # type: ignore[arg-type]
+
+
 def test_backends() -> None:
     torch.testing.assert_close(l2_attention(Q, K, V, backend="reference"), l2_attention(Q, K, V), rtol=0, atol=0)
     with pytest.raises(ValueError, match="unknown backend 'fastest'"):

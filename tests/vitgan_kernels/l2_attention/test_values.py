@@ -176,3 +176,18 @@ def test_large_scores_do_not_overflow() -> None:
     q, k = 1e3 * random(4, 3, dtype=torch.float32), 1e3 * random(5, 3, dtype=torch.float32)
     out = l2_attention(q, k, torch.ones(5, 2))
     torch.testing.assert_close(out, torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("scale", [None, 0.7, -0.7])
+def test_the_distance_itself_in_place_of_its_square(scale: float | None) -> None:
+    q, k, v = 2 * random(3, 4, 5), 2 * random(3, 6, 5), random(3, 6, 2)
+    distances = (q.unsqueeze(-2) - k.unsqueeze(-3)).square().sum(-1).sqrt()
+    weights = torch.softmax(-(5**-0.5 if scale is None else scale) * distances, dim=-1)
+    torch.testing.assert_close(l2_attention(q, k, v, scale=scale, metric="euclidean"), weights @ v)
+
+
+def test_a_negative_scale_attends_to_the_farthest_key() -> None:
+    k, v = torch.tensor([[0.0], [1.0], [9.0]]), torch.eye(3)
+    for metric in ("sqeuclidean", "euclidean"):
+        out = l2_attention(torch.tensor([[0.5]]), k, v, scale=-20.0, metric=metric)  # type: ignore[arg-type]
+        torch.testing.assert_close(out, v[2:])

@@ -1,0 +1,171 @@
+"""L2 attention as registered operators: derivatives in float64, opcheck, torch.compile, and what they refuse."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+
+from vitgan_kernels import L2SelfAttention, l2_attention, triton_support
+from vitgan_kernels.backends import BackendError
+from vitgan_kernels.l2_attention import registered
+
+needs_triton = pytest.mark.skipif(not triton_support.INSTALLED, reason="Triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+
+def tensors(tied: bool, duplicates: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
+    q, v = leaf(2, 2, 5, 3), leaf(2, 2, 5, 2)
+    if duplicates:
+        q = q.detach()[..., [0, 1, 1, 2, 1], :].requires_grad_()
+    return q, None if tied else leaf(2, 2, 5, 3), v
+
+
+@pytest.mark.parametrize("euclidean", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_of_both_orders(tied: bool, euclidean: bool) -> None:
+    q, k, v = tensors(tied)
+    inputs = (q, v) if k is None else (q, v, k)
+
+    def call(q: Tensor, v: Tensor, k: Tensor | None = None) -> Tensor:
+        return registered.l2_attention(q, k, v, 0.3, euclidean)
+
+    assert gradcheck(call, inputs)
+    assert gradgradcheck(call, inputs)
+
+
+def test_duplicate_tokens() -> None:
+    q, _, v = tensors(tied=True, duplicates=True)
+
+    def call(q: Tensor, v: Tensor) -> Tensor:
+        return registered.l2_attention(q, None, v, 0.3, False)
+
+    assert gradcheck(call, (q, v))
+    assert gradgradcheck(call, (q, v))
+
+
+@pytest.mark.parametrize("euclidean", [False, True])
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_agrees_with_the_reference(duplicates: bool, euclidean: bool) -> None:
+    """To order 2, duplicate tokens included, where finite differences of a distance see its kink."""
+    q, _, v = tensors(tied=True, duplicates=duplicates)
+    metric = "euclidean" if euclidean else "sqeuclidean"
+    results = []
+    for out in (
+        registered.l2_attention(q, None, v, 0.3, euclidean),
+        l2_attention(q, None, v, scale=0.3, metric=metric, backend="reference"),  # type: ignore[arg-type]
+    ):
+        first = torch.autograd.grad(out.square().sum(), (q, v), create_graph=True)
+        second = torch.autograd.grad(sum(x.sin().sum() for x in first), (q, v))  # type: ignore[arg-type]
+        results.append((out, *first, *second))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_opcheck(tied: bool, dtype: torch.dtype) -> None:
+    q, k, v = (None if x is None else x.detach().to(dtype).requires_grad_() for x in tensors(tied))
+    assert q is not None
+    assert v is not None
+    settings: tuple[float, bool] = (0.3, False)
+    opcheck(registered.OPS.l2_attention.default, (q, k, v, *settings))
+    out, lse = (x.detach() for x in registered.OPS.l2_attention.default(q, k, v, *settings))
+    grad = torch.randn_like(out, requires_grad=True)
+    opcheck(registered.OPS.l2_attention_backward.default, (grad, q, k, v, out, lse, *settings))
+    cotangents = tuple(None if x is None else torch.randn_like(x) for x in (q, k, v))
+    plain = tuple(None if x is None else x.detach() for x in (grad, q, k, v))
+    opcheck(registered.OPS.l2_attention_double_backward.default, (*cotangents, *plain, out, lse, *settings))
+
+
+def test_a_third_order_is_an_error() -> None:
+    q, _, v = tensors(tied=True)
+    first = torch.autograd.grad(registered.l2_attention(q, None, v, 0.3, False).sum(), q, create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), q, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="to order 2, and a third was asked for"):
+        torch.autograd.grad(second.sum(), q)
+
+
+class Critic(nn.Module):
+    """A discriminator of one block, with the fused attention."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.attention = L2SelfAttention(8, 2, backend=backend)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.attention(x) + x)).mean(1)
+
+
+def with_r1(critic: Critic, x: Tensor) -> Tensor:
+    score = critic(x)
+    (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+    return nn.functional.softplus(-score).mean() + gradient.square().sum()
+
+
+@needs_triton
+def test_r1_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of a training step with R1 inside, compiled whole, are those of eager PyTorch, and the reference's."""
+    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+    critic = Critic("triton").to(DEVICE)
+    reference = Critic("reference").to(DEVICE)
+    reference.load_state_dict(critic.state_dict())
+    x = torch.randn(3, 5, 8, device=DEVICE, requires_grad=True)
+    compiled: Any = torch.compile(with_r1, backend="aot_eager", fullgraph=True)
+    expected, eager, in_one_graph = (
+        torch.autograd.grad(step(model, x), list(model.parameters()))
+        for step, model in ((with_r1, reference), (with_r1, critic), (compiled, critic))
+    )
+    torch.testing.assert_close(in_one_graph, eager)
+    torch.testing.assert_close(eager, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_triton
+def test_checkpointing() -> None:
+    critic = Critic("triton").to(DEVICE)
+    x = torch.randn(2, 5, 8, device=DEVICE)
+    parameters = list(critic.parameters())
+    expected = torch.autograd.grad(critic(x).sum(), parameters)
+    again = torch.autograd.grad(checkpoint(critic, x, use_reentrant=False).sum(), parameters)
+    torch.testing.assert_close(again, expected)
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_forward_mode_and_torch_func_never_reach_the_kernels() -> None:
+    x = torch.randn(2, 5, 4, device=DEVICE)
+
+    def call(x: Tensor) -> Tensor:
+        return l2_attention(x, None, x, backend="triton")
+
+    for transform in (lambda: torch.func.jvp(call, (x,), (x,)), lambda: torch.vmap(call)(x)):
+        with pytest.raises(BackendError, match=r"a torch\.func transform is active"):
+            transform()
+    with forward_ad.dual_level(), pytest.raises(BackendError, match="forward-mode differentiation is active"):
+        call(forward_ad.make_dual(x, x))
+
+
+def test_a_tangent_that_would_be_lost_is_an_error() -> None:
+    """As when a function that was compiled before, without tangents, meets them."""
+    q, _, v = (None if x is None else x.detach() for x in tensors(tied=True))
+    assert q is not None
+    assert v is not None
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="have no forward-mode derivative"):
+        registered.l2_attention(forward_ad.make_dual(q, q), None, v, 0.3, False)
+
+
+@needs_triton
+def test_batched_gradients_are_right_or_an_error() -> None:
+    """Autograd's own vmap (is_grads_batched) hands the backward operator a batch of gradients."""
+    q = torch.randn(1, 1, 5, 4, device=DEVICE, requires_grad=True)
+    out = l2_attention(q, None, q, backend="triton")
+    grads = torch.randn(3, *out.shape, device=DEVICE)
+    expected = torch.stack([torch.autograd.grad(out, q, grad, retain_graph=True)[0] for grad in grads])
+    torch.testing.assert_close(torch.autograd.grad(out, q, grads, is_grads_batched=True)[0], expected)
