@@ -47,8 +47,8 @@ def l2_attention(
 
     Precision: scores, softmax and sums are float32 for lower dtypes. The kernels round probabilities to the dtype of
     the inputs before they multiply values; products of float32 follow PyTorch's setting
-    (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy where a query nearly is
-    a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
+    (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy where a query nearly
+    is a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
     """
     if k is q:
         k = None

@@ -189,5 +189,5 @@ def test_the_distance_itself_in_place_of_its_square(scale: float | None) -> None
 def test_a_negative_scale_attends_to_the_farthest_key() -> None:
     k, v = torch.tensor([[0.0], [1.0], [9.0]]), torch.eye(3)
     for metric in ("sqeuclidean", "euclidean"):
-        out = l2_attention(torch.tensor([[0.5]]), k, v, scale=-20.0, metric=metric)  # type: ignore[arg-type]
+        out = l2_attention(torch.tensor([[0.5]]), k, v, scale=-20.0, metric=metric)
         torch.testing.assert_close(out, v[2:])
