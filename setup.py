@@ -1,10 +1,10 @@
 """Builds the extension module `vitgan_kernels._native` from csrc/; everything else is in pyproject.toml.
 
 One ninja file compiles each source and links them, so a second build compiles only what changed. Where nvcc is found
-(NVCC, PATH, or CUDA_HOME/bin), the CUDA source is part of it, for the architectures in VITGAN_CUDA_ARCHS ("80 90 100"
-if unset; "none" leaves CUDA out). Where the extension or its CUDA part cannot be built, the package installs without,
-with one line that says what is missing (pip shows it with -v); VITGAN_REQUIRE_NATIVE=1 makes it an error to be without
-the extension. CXX, CXXFLAGS and LDFLAGS are respected.
+(NVCC, PATH, or CUDA_HOME/bin), the CUDA sources are part of it, for the architectures in VITGAN_CUDA_ARCHS ("80 90 100"
+if unset; "none" leaves CUDA out) and any newer. Where the extension or its CUDA part cannot be built, the package
+installs without, with one line that says what is missing (pip shows it with -v); VITGAN_REQUIRE_NATIVE=1 makes it an
+error to be without the extension. CXX, CXXFLAGS and LDFLAGS are respected.
 """
 
 import json
@@ -21,11 +21,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*.cpp"))
+CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*.cu"))
 # no -march: a wheel must run on machines other than the one that built it
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
-
-
-CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*.cu"))
 CUDA_FLAGS = ["-O3", "-std=c++17", "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 CUDA_ARCHS = "80 90 100"
 
@@ -117,6 +115,9 @@ def ninja_file(sources: list[str], cuda_sources: list[str], archs: list[str], ta
         # a wrapper script, so its own path does not tell.
         nvcc = [find_nvcc(), "-ccbin", compiler[0]]
         targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        # and for devices newer than these, in a form that their driver compiles
+        newest = max(archs, key=lambda arch: int(arch.rstrip("af")))
+        targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
         rules["nvcc"] = [*nvcc, *CUDA_FLAGS, *targets, "-MMD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
         passed_on = [part for flag in ["-pthread", *linker_flags] for part in ("-Xcompiler", flag)]
         hidden = ["-Xlinker", "--exclude-libs,ALL"]

@@ -54,7 +54,8 @@ class Memory {
     for (const Span& span : spans_) {
       const Span* const other = span.written ? furthest : written;
       if (other && other->end > span.begin) {
-        throw std::invalid_argument(other->name.text() + " and " + span.name.text() + " share memory; clone one of them");
+        throw std::invalid_argument(other->name.text() + " and " + span.name.text() +
+                                    " share memory; clone one of them");
       }
       if (!furthest || span.end > furthest->end) furthest = &span;
       if (span.written && (!written || span.end > written->end)) written = &span;
@@ -71,8 +72,8 @@ class Memory {
   void* span(const Name& name, Address address, Index count, std::size_t bytes, bool written) {
     if (address == 0) throw std::invalid_argument(name.text() + " is a null address; give the tensor's data_ptr()");
     if (address % bytes != 0) {
-      throw std::invalid_argument(name.text() + " is at address " + std::to_string(address) + ", which is not a multiple of " +
-                                  std::to_string(bytes) + "; clone the tensor");
+      throw std::invalid_argument(name.text() + " is at address " + std::to_string(address) +
+                                  ", which is not a multiple of " + std::to_string(bytes) + "; clone the tensor");
     }
     spans_.push_back({name, address, address + static_cast<Address>(count) * bytes, written});
     return reinterpret_cast<void*>(address);

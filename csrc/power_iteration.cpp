@@ -4,14 +4,19 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
 #include <numeric>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 // Loops over whole matrices are compiled for wider vector registers too, and the machine takes its own at load time.
 // The sums are written lane by lane and C++ does not contract a product and a sum, so that all give the same bits.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(__SANITIZE_ADDRESS__)
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define VITGAN_FOR_EACH_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define VITGAN_FOR_EACH_SIMD
@@ -65,10 +70,12 @@ VITGAN_FOR_EACH_SIMD void times_right(const T* matrix, Index rows, Index cols, c
   for (Index row = 0; row < rows; ++row) out[row] = dot(matrix + row * cols, right, cols);
 }
 
-// out = M^T left, walking M along its rows, four at a time so that `out` is loaded and stored once for the four.
+// out = M^T left, walking M along its rows, four at a time so that `out` is loaded and stored once for the four. The
+// processor foresees one row better than four: the next four are asked for in the order of memory.
 template <typename T>
 VITGAN_FOR_EACH_SIMD void times_left(const T* __restrict__ matrix, Index rows, Index cols, const T* __restrict__ left,
                                      T* __restrict__ out) {
+  constexpr Index kLine = 64 / sizeof(T);
   std::fill_n(out, cols, T(0));
   Index row = 0;
   for (; row + 4 <= rows; row += 4) {
@@ -76,10 +83,15 @@ VITGAN_FOR_EACH_SIMD void times_left(const T* __restrict__ matrix, Index rows, I
     const T* __restrict__ m1 = m0 + cols;
     const T* __restrict__ m2 = m1 + cols;
     const T* __restrict__ m3 = m2 + cols;
+    const T* const next = row + 8 <= rows ? m3 + cols : m0;
     const T x0 = left[row], x1 = left[row + 1], x2 = left[row + 2], x3 = left[row + 3];
-    for (Index col = 0; col < cols; ++col) {
-      out[col] += (x0 * m0[col] + x1 * m1[col]) + (x2 * m2[col] + x3 * m3[col]);
+    const auto add = [&](Index col) { out[col] += (x0 * m0[col] + x1 * m1[col]) + (x2 * m2[col] + x3 * m3[col]); };
+    Index col = 0;
+    for (; col + kLine <= cols; col += kLine) {
+      for (Index line = 0; line < 4; ++line) __builtin_prefetch(next + 4 * col + line * kLine);
+      for (Index lane = 0; lane < kLine; ++lane) add(col + lane);
     }
+    for (; col < cols; ++col) add(col);
   }
   for (; row < rows; ++row) {
     const T* __restrict__ m = matrix + row * cols;
@@ -151,6 +163,45 @@ void gradient_of_one(const Gradient& m, const T* goal, T sigma, const T* grad_si
           static_cast<const T*>(m.right), static_cast<T*>(m.grad_weight));
 }
 
+// Work that is taken one by one, the calling thread among those who take it. It returns when all is done, not when all
+// threads have ended: on a machine whose cores are busy a new thread may start only when there is nothing left for it.
+class SharedWork : public std::enable_shared_from_this<SharedWork> {
+ public:
+  // work(item, worker) is called once for each item, with a worker below `threads`.
+  SharedWork(std::vector<std::size_t> items, std::function<void(std::size_t, int)> work)
+      : items_(std::move(items)), work_(std::move(work)) {}
+
+  void run(int threads) {
+    try {
+      for (int worker = 1; worker < threads; ++worker) {
+        std::thread([self = shared_from_this(), worker] { self->take(worker); }).detach();
+      }
+    } catch (const std::system_error&) {
+      // no more threads to be had: those that run do all the work
+    }
+    take(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [this] { return done_ == items_.size(); });
+  }
+
+ private:
+  void take(int worker) {
+    std::size_t done = 0;
+    for (std::size_t i = next_++; i < items_.size(); i = next_++, ++done) work_(items_[i], worker);
+    if (done == 0) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    done_ += done;
+    if (done_ == items_.size()) all_done_.notify_one();
+  }
+
+  const std::vector<std::size_t> items_;
+  const std::function<void(std::size_t, int)> work_;
+  std::atomic<std::size_t> next_{0};
+  std::mutex mutex_;
+  std::condition_variable all_done_;
+  std::size_t done_ = 0;
+};
+
 // work(matrix, worker) for each matrix once, the largest first, on up to so many threads; worker is below threads.
 // Which thread takes which matrix changes no result.
 template <typename M, typename Work>
@@ -160,19 +211,7 @@ void for_each_matrix(const std::vector<M>& matrices, int threads, const Work& wo
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
     return matrices[a].rows * matrices[a].cols > matrices[b].rows * matrices[b].cols;
   });
-  std::atomic<std::size_t> next{0};
-  const auto run = [&](int worker) {
-    for (std::size_t i = next++; i < order.size(); i = next++) work(order[i], worker);
-  };
-  std::vector<std::thread> others;
-  others.reserve(static_cast<std::size_t>(threads));
-  try {
-    for (int worker = 1; worker < threads; ++worker) others.emplace_back(run, worker);
-  } catch (const std::system_error&) {
-    // no more threads to be had: those that run do all the work
-  }
-  run(0);
-  for (std::thread& other : others) other.join();
+  std::make_shared<SharedWork>(std::move(order), work)->run(threads);
 }
 
 template <typename M>

@@ -1,5 +1,6 @@
 // Runs both implementations of power_iteration.h, compiled with sanitizers, over shapes that cross every border, on
 // memory of exactly the size that they may touch, and holds them against plain loops in double. Prints what disagrees.
+// The sanitizer of threads takes the C++ alone.
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -7,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "cuda_runtime.h"
 #include "power_iteration.h"
 
 namespace {
@@ -107,6 +107,7 @@ void run(Way way, int n_iterations, int threads) {
   const std::pair<int, int> shapes[] = {{1, 1}, {1, 33}, {33, 1}, {520, 35}, {3, 2060}, {70, 200}, {15, 17}};
   for (const bool transposed : {false, true}) {
     for (const auto& [rows, cols] : shapes) cases.emplace_back(rows, cols, transposed);
+    if (threads > 1) cases.emplace_back(300, 301, transposed);  // large enough to be worth a thread each
   }
   Values goals = random_values(cases.size()), grad_sigmas = random_values(cases.size());
   std::vector<std::unique_ptr<T[]>> kept;
@@ -125,6 +126,7 @@ void run(Way way, int n_iterations, int threads) {
   T* const sigma = keep(Values(cases.size()));
   const T* const goal = keep(goals);
   const T* const grad_sigma = keep(grad_sigmas);
+#if !defined(__SANITIZE_THREAD__)
   if constexpr (sizeof(T) == 4) {
     if (way != cpu) {
       const auto launch = [&](std::size_t bytes) {
@@ -138,6 +140,7 @@ void run(Way way, int n_iterations, int threads) {
                                            launch(vitgan::cuda::workspace_bytes(gradients)));
     }
   }
+#endif
   if (way == cpu) {
     vitgan::spectral_norm<T>(matrices, goal, sigma, n_iterations, 1e-12, threads);
     vitgan::spectral_norm_backward<T>(gradients, goal, sigma, grad_sigma, threads);
@@ -159,7 +162,9 @@ int main() {
   for (const int n_iterations : {0, 2}) {
     run<float>(cpu, n_iterations, 1);
     run<double>(cpu, n_iterations, 3);
+#if !defined(__SANITIZE_THREAD__)
     run<float>(n_iterations ? one_launch : phases, n_iterations, 1);
+#endif
   }
   std::printf("%d results disagree\n", failures);
   return failures ? 1 : 0;

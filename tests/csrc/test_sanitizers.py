@@ -11,14 +11,14 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 
 
-def run_sanitized(sanitizers: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_sanitized(sanitizers: str, names: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     compiler = shutil.which("g++")
     if compiler is None:
         assert os.environ.get("VITGAN_REQUIRE_NATIVE") != "1", "no g++ here"
         pytest.skip("no g++ here")
     flags = ["-std=c++17", "-O1", "-g1", "-pthread", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     flags += ["-Wno-unknown-pragmas", f"-I{HERE / 'cuda_on_cpu'}", f"-I{CSRC}", "-x", "c++"]
-    sources = [CSRC / "power_iteration.cpp", CSRC / "power_iteration.cu", HERE / "sanitized.cpp"]
+    sources = [*(CSRC / name for name in names), HERE / "sanitized.cpp"]
     objects = [str(folder / f"{source.name}.o") for source in sources]
     pairs = zip(sources, objects, strict=True)
     running = [subprocess.Popen([compiler, *flags, "-c", str(source), "-o", name]) for source, name in pairs]
@@ -31,8 +31,16 @@ def run_sanitized(sanitizers: str, folder: Path) -> subprocess.CompletedProcess[
 
 
 def test_address_and_undefined_behaviour(tmp_path: Path) -> None:
-    result = run_sanitized("address,undefined", tmp_path)
+    names = ["power_iteration.cpp", "power_iteration.cu", "backward.cu"]
+    result = run_sanitized("address,undefined", names, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "0 results disagree\n"
     # what the program switches fibres by; it tells the sanitizer of every switch
     assert [line for line in result.stderr.splitlines() if "makecontext/swapcontext" not in line] == []
+
+
+def test_threads(tmp_path: Path) -> None:
+    """Of the C++ alone: this sanitizer cannot follow the fibres that the CUDA source runs on."""
+    result = run_sanitized("thread", ["power_iteration.cpp"], tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (result.stdout, result.stderr) == ("0 results disagree\n", "")

@@ -322,6 +322,7 @@ def test_nvcc_compiles_for_every_architecture_and_the_module_loads_without_a_dri
         assert len(re.findall(rf"Compiling entry function '\w+' for '{arch}'", result.stdout)) == 2, "two kernels"
     spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stdout)
     assert spilled == [("0", "0", "0")] * 2 * len(archs)
+    assert "code=compute_100 " in result.stdout, "for newer devices, to be compiled by their driver"
 
     environment.install(wheel)
     code = "from vitgan_kernels.spectral_norm import native; print(native.available(), native.device_available(99))"

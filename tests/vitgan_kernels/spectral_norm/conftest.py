@@ -77,14 +77,19 @@ def cuda_module() -> ModuleType:
         includes = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
         defines = ['-DVITGAN_WITH_CUDA="the CPU"', '-DVITGAN_CXX_FLAGS=""']
         csrc = ROOT / "csrc"
-        objects = [str(folder / f"{os.getpid()}-{name}.o") for name in ("binding", "cpp", "cu")]
+        options = {
+            "binding.cpp": ["-O0", *includes, *defines],
+            "power_iteration.cpp": ["-O1"],
+            "power_iteration.cu": ["-O1", "-x", "c++"],
+            "backward.cu": ["-O1", "-x", "c++"],
+        }
+        objects = [str(folder / f"{os.getpid()}-{name}.o") for name in options]
         commands = [
-            [*common, "-O0", *includes, *defines, "-c", str(csrc / "binding.cpp"), "-o", objects[0]],
-            [*common, "-O1", "-c", str(csrc / "power_iteration.cpp"), "-o", objects[1]],
-            [*common, "-O1", "-x", "c++", "-c", str(csrc / "power_iteration.cu"), "-o", objects[2]],
+            [*common, *how, "-c", str(csrc / name), "-o", output]
+            for (name, how), output in zip(options.items(), objects, strict=True)
         ]
         running = [subprocess.Popen(command) for command in commands]
-        assert [process.wait() for process in running] == [0, 0, 0]
+        assert [process.wait() for process in running] == [0] * len(commands)
         linked = folder / f"{os.getpid()}.so"
         subprocess.run([*common, "-shared", *objects, "-o", str(linked)], check=True)
         linked.rename(module)  # whole or not at all

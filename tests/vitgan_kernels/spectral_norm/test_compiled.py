@@ -199,6 +199,24 @@ def test_a_matrix_has_the_same_result_in_any_company_and_in_one_call_or_two(impl
         )
 
 
+@pytest.mark.usefixtures("compiled")
+def test_threads_change_no_bit() -> None:
+    given = matrices([(300, 301), (1, 9), (200, 400), (301, 300), (70, 50)], transposed=True)
+    results = []
+    for threads in (1, 3, 8):
+        torch.set_num_threads(threads)
+        try:
+            weights, u, v = cloned(given)
+            weights = [weight.requires_grad_() for weight in weights]
+            outputs = call((weights, u, v), None, 2)
+            slopes = torch.autograd.grad(outputs[:5], weights, given[0])
+            results.append([*outputs, *slopes])
+        finally:
+            torch.set_num_threads(1)
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    torch.testing.assert_close(results[2], results[0], rtol=0, atol=0)
+
+
 def test_weights_may_share_storage_and_have_any_strides(implementation: str) -> None:
     storage = torch.randn(12, 12)
     weights = [storage, storage, storage.t(), storage[2:8, ::2], torch.randn(4, 3, 2, 2).mT.contiguous().mT]
