@@ -51,7 +51,15 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
 
 
 def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+# torch.compile of PyTorch 2.11 cannot trace the query, whose answer a device never changes.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_finite_number(op: str, name: str, value: float) -> None:
