@@ -24,7 +24,9 @@ class StepTracer:
         self.steps = 0
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         self.profiler = profile(
-            activities=activities, schedule=schedule(wait=WAIT, warmup=WARM_UP, active=STEPS, repeat=1)
+            activities=activities,
+            schedule=schedule(wait=WAIT, warmup=WARM_UP, active=STEPS, repeat=1),
+            acc_events=True,  # there is one cycle; PyTorch 2.11 warns of those before the last
         )
         self.profiler.start()
 
