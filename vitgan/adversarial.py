@@ -82,17 +82,25 @@ class Adversarial:
         Returns scalars to log, still on the device; nothing here waits for it.
         """
         self._set_learning_rates()
-        with record_function("vitgan: discriminator"):
-            d_scalars = self._optimise(self.d_optimiser, self._d_losses(real, labels))
-        # The generator sees a fixed discriminator: evaluation mode holds its power iteration still.
-        self.discriminator.requires_grad_(False).eval()
-        with record_function("vitgan: generator"):
-            g_scalars = self._optimise(self.g_optimiser, self._g_losses(real, labels))
-        self.discriminator.requires_grad_(True)
+        scalars = self.discriminator_step(real, labels) | self.generator_step(real, labels)
         self.steps += 1
         with record_function("vitgan: average"):
             self.average.update_parameters(self.generator)
-        return d_scalars | g_scalars
+        return scalars
+
+    def discriminator_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The discriminator's half of a step, with arguments and result like those of `step`."""
+        with record_function("vitgan: discriminator"):
+            return self._optimise(self.d_optimiser, self._d_losses(real, labels))
+
+    def generator_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The generator's half of a step, but for the average."""
+        # The generator sees a fixed discriminator: evaluation mode holds its power iteration still.
+        self.discriminator.requires_grad_(False).eval()
+        with record_function("vitgan: generator"):
+            scalars = self._optimise(self.g_optimiser, self._g_losses(real, labels))
+        self.discriminator.requires_grad_(True)
+        return scalars
 
     def is_finite(self) -> bool:
         """Whether every weight of both networks is a finite number. Waits for the device."""

@@ -14,7 +14,6 @@ prints the median times of a step of both, taken in turns, after a check that bo
 
 import argparse
 import json
-import platform
 import subprocess
 import time
 from dataclasses import replace
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from benchmarks.machine import processor
 from vitgan.adversarial import Adversarial
 from vitgan.config import Config, LossConfig
 from vitgan.presets import PRESETS
@@ -117,7 +117,8 @@ class OriginalStep:
         self.d_optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=rates.d_lr, betas=betas)
         self.g_optimiser = torch.optim.Adam(self.generator.parameters(), lr=rates.g_lr, betas=betas)
         self.average = [p.detach().clone() for p in self.generator.parameters()]
-        self.random = torch.Generator().manual_seed(self.config.seed)
+        self.random = torch.Generator(training.device).manual_seed(self.config.seed)
+        self.autocast = training.objectives.autocast
 
     def d_loss(self, real: Tensor, fake: Tensor, seen_real: Tensor, seen_fake: Tensor) -> Tensor:
         """Six passes of the discriminator."""
@@ -128,34 +129,47 @@ class OriginalStep:
 
     def step(self, real: Tensor) -> tuple[Tensor, Tensor]:
         """One step of both networks; the two losses."""
-        z = torch.randn(len(real), self.generator.latent_dim, generator=self.random)
-        fake = self.generator(z).detach()
-        d_loss = self.d_loss(real, fake, self._augmented(real), self._augmented(fake))
-        self.d_optimiser.zero_grad()
-        d_loss.backward()
-        self.d_optimiser.step()
-        z = torch.randn(len(real), self.generator.latent_dim, generator=self.random)
-        g_loss = F.softplus(-self.discriminator(self._augmented(self.generator(z)))).mean()
-        self.g_optimiser.zero_grad()
-        g_loss.backward()
-        self.g_optimiser.step()
+        losses = self.discriminator_step(real), self.generator_step(real)
         with torch.no_grad():
             for old, new in zip(self.average, self.generator.parameters(), strict=True):
                 old.sub_((1 - 0.995) * (old - new))
-        return d_loss.detach(), g_loss.detach()
+        return losses
+
+    def discriminator_step(self, real: Tensor) -> Tensor:
+        """Its loss."""
+        with self.autocast():
+            fake = self.generator(self._latents(real)).detach()
+            loss = self.d_loss(real, fake, self._augmented(real), self._augmented(fake))
+        self.d_optimiser.zero_grad()
+        loss.backward()
+        self.d_optimiser.step()
+        return loss.detach()
+
+    def generator_step(self, real: Tensor) -> Tensor:
+        """Its loss."""
+        with self.autocast():
+            loss = F.softplus(-self.discriminator(self._augmented(self.generator(self._latents(real))))).mean()
+        self.g_optimiser.zero_grad()
+        loss.backward()
+        self.g_optimiser.step()
+        return loss.detach()
+
+    def _latents(self, real: Tensor) -> Tensor:
+        return torch.randn(len(real), self.generator.latent_dim, generator=self.random, device=real.device)
 
     def _augmented(self, images: Tensor) -> Tensor:
         return self.augment(images, self.augment.draw(len(images), self.random))
 
 
-def settings(preset: str, batch_size: int) -> Config:
+def settings(preset: str, batch_size: int, device: str = "cpu", compiled: bool = False) -> Config:
     """A preset with the losses that the recipe can do: `torch.cdist` has no second derivative, so no R1."""
     return replace(
         PRESETS[preset],
         batch_size=batch_size,
         loss=LossConfig(kind="logistic", bcr_real=10, bcr_fake=10),
         augment=PRESETS["cifar10"].augment,
-        device="cpu",
+        device=device,
+        compile=compiled,
     )
 
 
@@ -219,12 +233,6 @@ def main() -> None:
         }
         with options.json.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def processor() -> str:
-    """Its name."""
-    lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return lines[0].partition(":")[2].strip() if lines else platform.processor()
 
 
 if __name__ == "__main__":
