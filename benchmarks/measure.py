@@ -10,7 +10,9 @@ the first. A pass returns what its forward computes, too: a compiler would leave
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import cycle
+from itertools import accumulate, cycle
+from math import isfinite
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -80,10 +82,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row, and the times behind its first percentiles."""
+    """A row, the times behind its first percentiles, and whether the contender was tried at all."""
 
     row: Row
     samples: list[float]
+    tried: bool = True
 
 
 def measure(
@@ -94,11 +97,12 @@ def measure(
     allowed = 2 * largest_error(_results(case.plain, case, measures), exact)
     allowed += torch.finfo(case.dtype).eps
     row_of = _rows_of(case, measures, ceilings, allowed)
-    rows, calls = [], {}
+    rows: list[Measured] = []
+    calls: dict[str, Call] = {}
     for contender in contenders:
         row = row_of(contender.who, ours=contender.ours)
         if why := contender.why_not(measures):
-            rows.append(replace(row, why=why))
+            rows.append(Measured(replace(row, why=why), [], tried=False))
             continue
         try:
             run = _runner(contender, measures, case.wanted)
@@ -106,26 +110,36 @@ def measure(
             if contender.exact:
                 right = _results(contender.exact, case, measures, torch.float64)
             error = largest_error(_detached(run(*_prepared(case, measures, 0))), right)
-        except Exception as failure:  # a peer's limits are a result, whatever they are
-            if contender.ours:
-                raise
-            text = str(failure).strip() or "no message"
-            rows.append(replace(row, why=f"{type(failure).__name__}: {text.splitlines()[0][:160]}"))
-            continue
-        if not error <= allowed:
-            rows.append(replace(row, error=error, why=f"error {error:.1e} of the largest value, {allowed:.1e} allowed"))
-            continue
-        rows.append(replace(row, error=error, matched=True))
-        calls[contender.who] = _rotating(run, case, measures, device)
+            row = judged(row, error, allowed)
+            if row.matched:
+                calls[contender.who] = _rotating(run, case, measures, device)
+        except Exception as failure:  # a limit is a result, whatever it is; `show` fails the test where it is ours
+            row = replace(row, matched=False, error=None, why=_reason(failure))
+        rows.append(Measured(row, []))
     first, second = (take_turns(calls, device, seconds) for _ in range(2))
     return [
-        with_times(row, calls[row.who], first[row.who], second[row.who], device) if row.matched else Measured(row, [])
-        for row in rows
+        with_times(row, calls[row.who], first[row.who], second[row.who], device) if row.matched else one
+        for one in rows
+        for row in [one.row]
     ]
 
 
+def judged(row: Row, error: float, allowed: float) -> Row:
+    """The row with its error, if that is a number, and whether that is allowed."""
+    if error <= allowed:
+        return replace(row, error=error, allowed=allowed, matched=True)
+    why = f"error {error:.1e} of the largest value, {allowed:.1e} allowed"
+    return replace(row, error=error if isfinite(error) else None, allowed=allowed, matched=False, why=why)
+
+
 def largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """The largest error of any result, each relative to the largest value of its exact counterpart; NaN if any is."""
+    """The largest error of any result, each relative to the largest value of its exact counterpart; NaN if any is.
+
+    Raises ValueError where results and exact ones differ in number or shape: they would broadcast.
+    """
+    shapes, expected = ([tuple(each.shape) for each in some] for some in (results, exact))
+    if shapes != expected:
+        raise ValueError(f"results have shapes {shapes}, and not {expected}")
     errors = [
         (result.double() - right).abs().max() / right.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         for result, right in zip(results, exact, strict=True)
@@ -261,13 +275,18 @@ def _rows_of(case: Case, measures: str, ceilings: Ceilings, allowed: float) -> C
 
 
 def with_times(row: Row, call: Call | None, first: list[float], second: list[float], device: torch.device) -> Measured:
-    """A row with the times of its first and second turn, and, on a GPU, what a call needs besides."""
+    """A row with the times of its first and second turn, and what one call needs besides."""
     row = replace(row, milliseconds=percentiles(first), repeat_milliseconds=percentiles(second), why=None)
-    if device.type == "cuda" and call is not None:
-        row = replace(row, peak_memory_bytes=_peak_memory(call, device), launches=_launches(call))
-    else:
-        row = replace(row, why="memory and launches are counted of calls on a GPU only")
-    return Measured(row, first)
+    if call is None:
+        return Measured(replace(row, why="memory and launches of another process are not counted"), first)
+    if device.type == "cuda":
+        return Measured(replace(row, peak_memory_bytes=_peak_memory(call, device), launches=_launches(call)), first)
+    return Measured(replace(row, peak_memory_bytes=_peak_memory_cpu(call), why="launches are counted on a GPU"), first)
+
+
+def _reason(failure: Exception) -> str:
+    text = str(failure).strip() or "no message"
+    return f"{type(failure).__name__}: {text.splitlines()[0][:160]}"
 
 
 def _peak_memory(call: Call, device: torch.device) -> int:
@@ -277,6 +296,25 @@ def _peak_memory(call: Call, device: torch.device) -> int:
     call()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_memory_cpu(call: Call) -> int:
+    """What PyTorch's allocator hands out and takes back during a call, added up in its order."""
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        call()
+    assert trace.profiler is not None
+    assert trace.profiler.kineto_results is not None
+    events, changes = list(trace.profiler.kineto_results.experimental_event_tree()), []
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == _EventType.Allocation:
+            changes.append((event.start_time_ns, event.typed[1].alloc_size))
+    sizes = [size for _, size in sorted(changes, key=itemgetter(0))]
+    return max(accumulate(sizes, initial=0))
 
 
 def _launches(call: Call) -> float:
