@@ -1,0 +1,61 @@
+"""python -m benchmarks.report [--readme | --check]: the result files as a page, and as the README's section.
+
+Without a flag, writes one self-contained HTML page. --readme rewrites the section of README.md and its charts from
+the result files; --check changes nothing and exits with status 1 where they disagree, as continuous integration does.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.predictions.devices import GPUS
+from benchmarks.report import readme
+from benchmarks.report.page import page
+from benchmarks.results import FOLDER, ResultError, Run, all_runs
+
+ROOT = Path(__file__).parents[2]
+
+
+def latest(runs: Sequence[Run]) -> list[Run]:
+    """The newest run of each device; `runs` are by device and date."""
+    return list({run.device: run for run in runs}.values())
+
+
+def unmeasured(runs: Sequence[Run]) -> list[str]:
+    """The GPUs of interest that no run is of."""
+    return [gpu.name for gpu in GPUS if not any(gpu.name in run.device for run in runs)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--readme", action="store_true", help="rewrite the README's section and its charts")
+    what.add_argument("--check", action="store_true", help="exit with status 1 where they differ from the result files")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of <device>/<name>.json (%(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks.html", help="the page (%(default)s)")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where README.md is (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        runs = latest(all_runs(options.results))
+        if options.check:
+            wrong = readme.differences(options.root, runs, unmeasured(runs))
+            print("\n".join(wrong) or "README.md and its charts say what the result files say")
+            if wrong:
+                print("run: python -m benchmarks.report --readme", file=sys.stderr)
+            return 1 if wrong else 0
+        if options.readme:
+            readme.write(options.root, runs, unmeasured(runs))
+            return 0
+    except (ResultError, ValueError, OSError) as error:
+        print(f"benchmarks.report: {error}", file=sys.stderr)
+        return 1
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(page(runs, unmeasured(runs)))
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
