@@ -12,6 +12,7 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of the kernels, which fixes it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which deterministic mode refuses products on CUDA
 
 # The tensors of these tests are too small to share out, and sums of one thread repeat bit for bit.
 torch.set_num_threads(1)

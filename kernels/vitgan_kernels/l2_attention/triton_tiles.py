@@ -34,10 +34,11 @@ def product(a, b, PRECISION: tl.constexpr):
 def token_rows(X, head, HEADS, start, tokens, stride_b, stride_h, stride_n):
     """Pointers to tokens start + tokens of the head-th (batch, head) of X (B, H, N, width).
 
-    What depends on the program is a 64-bit number; within a tile 32 bits do.
+    All offsets are 64-bit numbers: where tokens are the outermost dimension in memory, so few as two can be 2^31 apart.
     """
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
-    return X + b * stride_b + h * stride_h + tl.cast(start, tl.int64) * stride_n + tokens * stride_n
+    offsets = tl.cast(start, tl.int64) * stride_n + tokens.to(tl.int64) * stride_n
+    return X + b * stride_b + h * stride_h + offsets
 
 
 @triton.jit

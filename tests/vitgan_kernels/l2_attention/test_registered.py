@@ -1,15 +1,12 @@
-"""L2 attention as registered operators: derivatives in float64, opcheck, torch.compile, and what they refuse."""
-
-from typing import Any
+"""L2 attention as registered operators: derivatives in float64, opcheck, and what they refuse."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.library import opcheck
-from torch.utils.checkpoint import checkpoint
 
-from vitgan_kernels import L2SelfAttention, l2_attention, triton_support
+from vitgan_kernels import l2_attention, triton_support
 from vitgan_kernels.backends import BackendError
 from vitgan_kernels.l2_attention import registered
 
@@ -68,13 +65,13 @@ def test_agrees_with_the_reference(duplicates: bool, euclidean: bool) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("tied", "euclidean"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_opcheck(tied: bool, dtype: torch.dtype) -> None:
+def test_opcheck(tied: bool, euclidean: bool, dtype: torch.dtype) -> None:
     q, k, v = (None if x is None else x.detach().to(dtype).requires_grad_() for x in tensors(tied))
     assert q is not None
     assert v is not None
-    settings: tuple[float, bool] = (0.3, False)
+    settings = (0.3, euclidean)
     opcheck(registered.OPS.l2_attention.default, (q, k, v, *settings))
     out, lse = (x.detach() for x in registered.OPS.l2_attention.default(q, k, v, *settings))
     grad = torch.randn_like(out, requires_grad=True)
@@ -90,51 +87,6 @@ def test_a_third_order_is_an_error() -> None:
     second = torch.autograd.grad(first.square().sum(), q, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="to order 2, and a third was asked for"):
         torch.autograd.grad(second.sum(), q)
-
-
-class Critic(nn.Module):
-    """A discriminator of one block, with the fused attention."""
-
-    def __init__(self, backend: str) -> None:
-        super().__init__()
-        self.attention = L2SelfAttention(8, 2, backend=backend)
-        self.head = nn.Linear(8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.attention(x) + x)).mean(1)
-
-
-def with_r1(critic: Critic, x: Tensor) -> Tensor:
-    score = critic(x)
-    (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
-    return nn.functional.softplus(-score).mean() + gradient.square().sum()
-
-
-@needs_triton
-def test_r1_in_one_graph() -> None:
-    """Gradients of a training step with R1 inside, compiled whole, are those of eager PyTorch, and the reference's."""
-    critic = Critic("triton").to(DEVICE)
-    reference = Critic("reference").to(DEVICE)
-    reference.load_state_dict(critic.state_dict())
-    x = torch.randn(3, 5, 8, device=DEVICE, requires_grad=True)
-    compiled: Any = torch.compile(with_r1, backend="aot_eager", fullgraph=True)
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        expected, eager, in_one_graph = (
-            torch.autograd.grad(step(model, x), list(model.parameters()))
-            for step, model in ((with_r1, reference), (with_r1, critic), (compiled, critic))
-        )
-    torch.testing.assert_close(in_one_graph, eager)
-    torch.testing.assert_close(eager, expected, rtol=1e-4, atol=1e-5)
-
-
-@needs_triton
-def test_checkpointing() -> None:
-    critic = Critic("triton").to(DEVICE)
-    x = torch.randn(2, 5, 8, device=DEVICE)
-    parameters = list(critic.parameters())
-    expected = torch.autograd.grad(critic(x).sum(), parameters)
-    again = torch.autograd.grad(checkpoint(critic, x, use_reentrant=False).sum(), parameters)
-    torch.testing.assert_close(again, expected)
 
 
 @needs_triton
@@ -169,3 +121,16 @@ def test_batched_gradients_are_right_or_an_error() -> None:
     grads = torch.randn(3, *out.shape, device=DEVICE)
     expected = torch.stack([torch.autograd.grad(out, q, grad, retain_graph=True)[0] for grad in grads])
     torch.testing.assert_close(torch.autograd.grad(out, q, grads, is_grads_batched=True)[0], expected)
+
+
+@needs_triton
+def test_a_vectorised_hessian() -> None:
+    """Both derivatives under autograd's vmap, which `triton_support` cannot see."""
+    q = torch.randn(1, 1, 3, 2, device=DEVICE)
+    one_by_one, vectorised = (
+        torch.autograd.functional.hessian(
+            lambda q: l2_attention(q, None, q, backend="triton").square().sum(), q, vectorize=vectorize
+        )
+        for vectorize in (False, True)
+    )
+    torch.testing.assert_close(vectorised, one_by_one)
