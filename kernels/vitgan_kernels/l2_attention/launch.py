@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from vitgan_kernels import triton_support
-from vitgan_kernels.l2_attention import tiles, triton_short, triton_tiled
+from vitgan_kernels.l2_attention import tiles, triton_short, triton_tiled, triton_tiled_second
 from vitgan_kernels.l2_attention.layout import empty_like, empty_lse, row_sums
 
 
@@ -33,30 +33,19 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """dQ, dK (None where K is Q), dV."""
     call = _Call(1, q, k, v, scale, euclidean)
-    dk, dv = empty_like(call.keys), empty_like(v)
+    dq, dk, dv = call.query_gradient(q), empty_like(call.keys), empty_like(v)
     grad, q, keys, v, out = _loadable(grad, q, call.keys, v, out)
     if call.short:
-        dq = call.query_gradient(q)
-        call.run(
-            triton_short.backward,
-            [grad, q, keys, v, dq, dk, dv],
-            [grad, q, keys, v, dq, dk, dv],
-            per=None,
-        )
+        call.run(triton_short.backward, [grad, q, keys, v, dq, dk, dv], [grad, q, keys, v, dq, dk, dv], per=None)
+    elif call.tied:
+        call.run(triton_tiled.backward_tied, [grad, q, v, out, lse, dk, dv], [grad, q, v, out, dk, dv], per="rows")
     else:
-        dq = call.query_gradient(q)
         delta = row_sums(q)
         call.run(
-            triton_tiled.backward_rows,
-            [grad, q, keys, v, out, lse, delta, dq],
-            [grad, q, keys, v, out, dq],
-            per="rows",
+            triton_tiled.backward_rows, [grad, q, keys, v, out, lse, delta, dq], [grad, q, keys, v, out, dq], per="rows"
         )
         call.run(
-            triton_tiled.backward_keys,
-            [grad, q, keys, v, lse, delta, dq, dk, dv],
-            [grad, q, keys, v, dq, dk, dv],
-            per="keys",
+            triton_tiled.backward_keys, [grad, q, keys, v, lse, delta, dk, dv], [grad, q, keys, v, dk, dv], per="keys"
         )
     return (dk, None, dv) if call.tied else (dq, dk, dv)
 
@@ -76,20 +65,18 @@ def double_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """ddO, dQ2, dK2 (None where K is Q), dV2, from the cotangents a of dQ, b of dK (None where K is Q) and c of dV."""
     call = _Call(2, q, k, v, scale, euclidean)
-    ddo, dk, dv = empty_like(out), empty_like(call.keys), empty_like(v)
+    ddo, dq, dk, dv = empty_like(out), call.query_gradient(q), empty_like(call.keys), empty_like(v)
     a, c, grad, q, keys, v, out = _loadable(a, c, grad, q, call.keys, v, out)
     b = a if b is None else _loadable(b)[0]
     inputs = [a, b, c, grad, q, keys, v]
     if call.short:
-        dq = call.query_gradient(q)
         results = [ddo, dq, dk, dv]
         call.run(triton_short.double_backward, [*inputs, *results], [*inputs, *results], per=None)
     else:
-        dq = call.query_gradient(q)
         sums = [lse, row_sums(q), row_sums(q), row_sums(q)]
-        call.run(triton_tiled.second_order_sums, [*inputs, out, *sums], [*inputs, out], per="rows")
-        call.run(triton_tiled.second_order_rows, [*inputs, *sums, ddo, dq], [*inputs, ddo, dq], per="rows")
-        call.run(triton_tiled.second_order_keys, [*inputs, *sums, dq, dk, dv], [*inputs, dq, dk, dv], per="keys")
+        call.run(triton_tiled_second.second_order_sums, [*inputs, out, *sums], [*inputs, out], per="rows")
+        call.run(triton_tiled_second.second_order_rows, [*inputs, *sums, ddo, dq], [*inputs, ddo, dq], per="rows")
+        call.run(triton_tiled_second.second_order_keys, [*inputs, *sums, dq, dk, dv], [*inputs, dq, dk, dv], per="keys")
     return (ddo, dk, None, dv) if call.tied else (ddo, dq, dk, dv)
 
 

@@ -62,7 +62,12 @@ def tiled(kernel: str, shape: Shape) -> dict[str, int]:
     if shape.itemsize > 2:
         table, width = (TILED_HIP, min(256, 2 * width)) if table is TILED_HIP else (TILED_CUDA_FLOAT32, width)
     rows, keys, warps = table[kernel][width]
-    return {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": 1}
+    return {"ROWS": rows, "KEYS": keys, "CHUNK": chunk(shape), "num_warps": warps, "num_stages": 1}
+
+
+def chunk(shape: Shape) -> int:
+    """The features that a product over features takes at once."""
+    return 64 if shape.itemsize > 2 else 128
 
 
 # By order and padded width: the most keys, padded, that a short kernel of 16-bit tensors holds.
@@ -74,6 +79,7 @@ TILED_CUDA = {
     "forward": {64: (64, 64, 8), 128: (32, 32, 4), 256: (32, 32, 8)},
     "backward_rows": {64: (32, 32, 4), 128: (16, 32, 4), 256: (16, 16, 8)},
     "backward_keys": {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)},
+    "backward_tied": {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)},
     "second_order_sums": {64: (16, 16, 4), 128: (16, 16, 4), 256: (16, 16, 8)},
     "second_order_rows": {64: (16, 16, 4), 128: (16, 16, 8), 256: (16, 16, 8)},
     "second_order_keys": {64: (16, 32, 4), 128: (16, 16, 4), 256: (16, 16, 8)},
@@ -85,6 +91,7 @@ TILED_HIP = {
     "forward": {64: (64, 64, 4), 128: (64, 64, 8), 256: (16, 32, 4)},
     "backward_rows": {64: (64, 64, 4), 128: (64, 32, 4), 256: (16, 16, 4)},
     "backward_keys": {64: (64, 64, 4), 128: (64, 32, 4), 256: (16, 16, 4)},
+    "backward_tied": {64: (64, 64, 4), 128: (64, 32, 4), 256: (16, 16, 4)},
     "second_order_sums": {64: (64, 64, 4), 128: (16, 32, 4), 256: (16, 16, 4)},
     "second_order_rows": {64: (64, 64, 4), 128: (16, 16, 4), 256: (16, 16, 4)},
     "second_order_keys": {64: (64, 32, 4), 128: (16, 32, 4), 256: (16, 16, 4)},

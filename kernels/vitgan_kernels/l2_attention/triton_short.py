@@ -14,8 +14,10 @@ queries ROWS at a time and leave dQ in float32 for dK to take in.
 import triton
 import triton.language as tl
 
+from vitgan_kernels.l2_attention import tiles as shapes
 from vitgan_kernels.l2_attention.triton_tiles import (
     load_tile,
+    load_tokens,
     product,
     row_products,
     scores,
@@ -26,30 +28,31 @@ from vitgan_kernels.l2_attention.triton_tiles import (
     token_rows,
 )
 
+# The features that a product takes at once: all of them.
+WHOLE: tl.constexpr = tl.constexpr(shapes.WIDEST)
+
 
 @triton.jit
 def attend(
-    q, q_rows, valid, first, rest, scale, score_scale, d,
-    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
-):  # fmt: skip
+    query, first, rest, scale, score_scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr
+):
     """O of a block of queries, with the highest scores and sums of its softmax.
 
-    first, rest: (k, k_rows, present, v) of the two blocks of keys.
+    query: (q, q_rows, valid); first, rest: (k, k_rows, present, v) of the two blocks of keys.
     """
-    k, k_rows, present, v = first
-    score, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
+    score, _, _ = scores(query, first, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)
     highest = tl.max(score, 1)
     if REST > 0:
-        k, k_rows, present, v_rest = rest
-        score_rest, _, _ = scores(q, q_rows, valid, k, k_rows, present, scale, score_scale, d, EUCLIDEAN, PRECISION)
+        score_rest, _, _ = scores(query, rest, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)
         highest = tl.maximum(highest, tl.max(score_rest, 1))
+    v = first[3]
     p = tl.exp2(score - highest[:, None])
     total = tl.sum(p, 1)
     out = product(p.to(v.dtype), v, PRECISION)
     if REST > 0:
         p = tl.exp2(score_rest - highest[:, None])
         total += tl.sum(p, 1)
-        out += product(p.to(v.dtype), v_rest, PRECISION)
+        out += product(p.to(v.dtype), rest[3], PRECISION)
     return out / total[:, None], highest, total
 
 
@@ -79,45 +82,36 @@ def forward(
         v_r = load_tile(token_rows(V, head, HEADS, 0, tokens_r, v_b, v_h, v_n), present_r, e, E, FULL_E)
         rest = (k_r, k_rows_r, present_r, v_r)
     if TIED:
-        out, highest, total = attend(k, k_rows, present, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
+        out, highest, total = attend(first, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
         store_tile(token_rows(OUT, head, HEADS, 0, tokens, o_b, o_h, o_n), out, present, e, E, FULL_E)
         store_lse(lse_rows, PLANE, tokens, present, highest, total)
         if REST > 0:
-            out, highest, total = attend(
-                k_r, k_rows_r, present_r, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
-            )
+            out, highest, total = attend(rest, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
             store_tile(token_rows(OUT, head, HEADS, 0, tokens_r, o_b, o_h, o_n), out, present_r, e, E, FULL_E)
             store_lse(lse_rows, PLANE, tokens_r, present_r, highest, total)
     else:
         for start in range(0, N, ROWS):
             rows = start + tl.arange(0, ROWS)
             valid = rows < N
-            q_rows = token_rows(Q, head, HEADS, 0, rows, q_b, q_h, q_n)
-            q = load_tile(q_rows, valid, d, D, FULL_D)
-            out, highest, total = attend(
-                q, q_rows, valid, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
-            )
+            q = load_tokens(Q, head, HEADS, 0, rows, valid, q_b, q_h, q_n, d, D, FULL_D)
+            out, highest, total = attend(q, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
             store_tile(token_rows(OUT, head, HEADS, 0, rows, o_b, o_h, o_n), out, valid, e, E, FULL_E)
             store_lse(lse_rows, PLANE, rows, valid, highest, total)
 
 
 @triton.jit
 def score_tiles(
-    q, q_rows, valid, first, rest, scale, score_scale, d,
-    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
+    query, first, rest, scale, score_scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr
 ):  # fmt: skip
     """(P, slope, 1 / squared distance) of a block of queries and each of the two blocks of keys.
 
     With every key at hand the softmax is done again, instead of by the log-sum-exp: rows sum to 1 to the last digit.
     """
-    score, slope, inverse = scores(
-        q, q_rows, valid, first[0], first[1], first[2], scale, score_scale, d, EUCLIDEAN, PRECISION
-    )
+    valid = query[2]
+    score, slope, inverse = scores(query, first, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)
     highest = tl.max(score, 1)
     if REST > 0:
-        score_r, slope_r, inverse_r = scores(
-            q, q_rows, valid, rest[0], rest[1], rest[2], scale, score_scale, d, EUCLIDEAN, PRECISION
-        )
+        score_r, slope_r, inverse_r = scores(query, rest, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)
         highest = tl.maximum(highest, tl.max(score_r, 1))
     p = tl.where(valid[:, None], tl.exp2(score - highest[:, None]), 0.0)
     total = tl.sum(p, 1)
@@ -184,7 +178,7 @@ def backward(
         q = load_tile(q_rows, valid, d, D, FULL_D)
         grad = load_tile(token_rows(G, head, HEADS, 0, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
         query = (q, q_rows, valid, grad)
-        tiles, tiles_r = score_tiles(q, q_rows, valid, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
+        tiles, tiles_r = score_tiles(query, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
         dp = product(grad, tl.trans(v), PRECISION)
         delta = tl.sum(tiles[0] * dp, 1)
         if REST > 0:
@@ -212,7 +206,7 @@ def tangent_tiles(query, key, PRECISION: tl.constexpr):
     """dP, y and X of a block of queries (q, _, _, dO, a, q . a) and one of keys (k, _, _, v, b, c, k . b)."""
     q, _, _, grad, a, qa = query
     k, _, _, v, b, c, kb = key
-    y = tangents(q, a, qa, k, b, kb, PRECISION)
+    y = tangents((q,), (a,), qa, (k,), (b,), kb, 0, WHOLE, PRECISION)
     return product(grad, tl.trans(v), PRECISION), y, product(grad, tl.trans(c), PRECISION)
 
 
@@ -253,9 +247,7 @@ def second_rows(
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """The second order of a block of queries and all keys."""
-    tiles, tiles_r = score_tiles(
-        query[0], query[1], query[2], first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
-    )
+    tiles, tiles_r = score_tiles(query, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
     more = tangent_tiles(query, first, PRECISION)
     delta = tl.sum(tiles[0] * more[0], 1)
     if REST > 0:

@@ -50,6 +50,15 @@ def load_tile(rows, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
 
 
 @triton.jit
+def load_tokens(
+    X, head, HEADS, start, tokens, valid, stride_b, stride_h, stride_n, width, BLOCK: tl.constexpr, FULL: tl.constexpr
+):  # fmt: skip
+    """(tile, pointers to its rows, which rows are valid) of tokens start + tokens."""
+    rows = token_rows(X, head, HEADS, start, tokens, stride_b, stride_h, stride_n)
+    return load_tile(rows, valid, width, BLOCK, FULL), rows, valid
+
+
+@triton.jit
 def store_tile(rows, tile, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
     """The reverse of `load_tile`, in the dtype of the memory."""
     columns = tl.arange(0, BLOCK)
@@ -61,6 +70,49 @@ def store_tile(rows, tile, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr
 def row_products(a, b):
     """a_i . b_i in float32."""
     return tl.sum(a.to(tl.float32) * b.to(tl.float32), 1)
+
+
+# Products over features, and sums over them, take whole rows into registers. Tokens of more than CHUNK features do not
+# fit, many tiles of them at once; these are read again for each use, so that nothing holds them in between.
+
+
+@triton.jit
+def whole(x, width, CHUNK: tl.constexpr, FULL: tl.constexpr):
+    """The tile of tokens, whatever its width."""
+    if x[0].shape[1] <= CHUNK:
+        return x[0]
+    return load_tile(x[1], x[2], width, x[0].shape[1], FULL)
+
+
+@triton.jit
+def inner(x, y, width, CHUNK: tl.constexpr, PRECISION: tl.constexpr):
+    """x_i . y_j of tokens as `load_tokens` has them."""
+    if x[0].shape[1] <= CHUNK:
+        return product(x[0], tl.trans(y[0]), PRECISION)
+    total = tl.zeros((x[0].shape[0], y[0].shape[0]), tl.float32)
+    for start in range(0, width, CHUNK):
+        x_part = load_tile(x[1] + start, x[2], width - start, CHUNK, False)
+        y_part = load_tile(y[1] + start, y[2], width - start, CHUNK, False)
+        total += product(x_part, tl.trans(y_part), PRECISION)
+    return total
+
+
+@triton.jit
+def weighted_sum(weights, x, width, CHUNK: tl.constexpr, FULL: tl.constexpr, PRECISION: tl.constexpr):
+    """sum_j weights_ij x_j of tokens, with weights rounded to their dtype."""
+    return product(weights.to(x[0].dtype), whole(x, width, CHUNK, FULL), PRECISION)
+
+
+@triton.jit
+def row_inner(x, y, width, CHUNK: tl.constexpr):
+    """x_i . y_i of tokens in float32."""
+    if x[0].shape[1] <= CHUNK:
+        return row_products(x[0], y[0])
+    total = tl.zeros((x[0].shape[0],), tl.float32)
+    for start in range(0, width, CHUNK):
+        x_part = load_tile(x[1] + start, x[2], width - start, CHUNK, False)
+        total += row_products(x_part, load_tile(y[1] + start, y[2], width - start, CHUNK, False))
+    return total
 
 
 @triton.jit
@@ -77,8 +129,7 @@ def squared_distances(q_rows, q_valid, k_rows, k_valid, d):
 
 @triton.jit
 def scores(
-    q, q_rows, q_valid, k, k_rows, k_valid, scale, score_scale, d,
-    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, scale, score_scale, d, EUCLIDEAN: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
     """Scores times log2(e), -inf beyond the last key; the slope; 1 / squared distance, 0 at distance 0.
 
@@ -87,17 +138,36 @@ def scores(
     see it; and it has no use for the last result.
     """
     if EUCLIDEAN:
-        squares = squared_distances(q_rows, q_valid, k_rows, k_valid, d)
+        squares = squared_distances(q[1], q[2], k[1], k[2], d)
         apart = squares > 0
         inverse = tl.where(apart, 1.0 / tl.where(apart, squares, 1.0), 0.0)
         score = -score_scale * tl.sqrt(squares)
         slope = -scale * tl.sqrt(inverse)
     else:
         inverse = 0.0
-        cross = product(q, tl.trans(k), PRECISION)
-        score = score_scale * (2.0 * cross - row_products(k, k)[None, :])
+        cross = inner(q, k, d, CHUNK, PRECISION)
+        score = score_scale * (2.0 * cross - row_inner(k, k, d, CHUNK)[None, :])
         slope = -2.0 * scale
-    return tl.where(k_valid[None, :], score, float("-inf")), slope, inverse
+    return tl.where(k[2][None, :], score, float("-inf")), slope, inverse
+
+
+@triton.jit
+def scores_both_ways(
+    x, y, scale, score_scale, d, EUCLIDEAN: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """For tokens that are queries and keys: the scores of queries x_i and keys y_j, of keys x_i and queries y_j; slope.
+
+    The second are -inf beyond the last x_i, not beyond the last y_j.
+    """
+    if EUCLIDEAN:
+        taken, slope, _ = scores(x, y, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)
+        given = taken
+    else:
+        cross = 2.0 * inner(x, y, d, CHUNK, PRECISION)
+        slope = -2.0 * scale
+        taken = tl.where(y[2][None, :], score_scale * (cross - row_inner(y, y, d, CHUNK)[None, :]), float("-inf"))
+        given = score_scale * (cross - row_inner(x, x, d, CHUNK)[:, None])
+    return taken, tl.where(x[2][:, None], given, float("-inf")), slope
 
 
 @triton.jit
@@ -113,17 +183,21 @@ def store_lse(LSE, plane, rows, valid, highest, total):
 
 
 @triton.jit
-def probabilities(score, LSE, plane, rows, valid):
-    """P from scores and the rows' log-sum-exp in memory; 0 in rows that are not valid."""
-    lse = tl.load(LSE + rows, mask=valid, other=float("inf"))
-    rest = tl.load(LSE + plane + rows, mask=valid, other=0.0)
-    return tl.exp2((score - lse[:, None]) - rest[:, None])
+def load_lse(LSE, plane, rows, valid):
+    """The two numbers of the log-sum-exp; inf in rows that are not valid, which makes their probabilities 0."""
+    return tl.load(LSE + rows, mask=valid, other=float("inf")), tl.load(LSE + plane + rows, mask=valid, other=0.0)
 
 
 @triton.jit
-def tangents(q, da, qa, k, db, kb, PRECISION: tl.constexpr):
+def probabilities(score, lse):
+    """P from scores and their rows' log-sum-exp."""
+    return tl.exp2((score - lse[0][:, None]) - lse[1][:, None])
+
+
+@triton.jit
+def tangents(q, a, qa, k, b, kb, d, CHUNK: tl.constexpr, PRECISION: tl.constexpr):
     """y_ij = (q_i - k_j) . (A_i - B_j), half the tangent of the squared distance; qa, kb are q_i . A_i, k_j . B_j."""
-    mixed = product(q, tl.trans(db), PRECISION) + product(da, tl.trans(k), PRECISION)
+    mixed = inner(q, b, d, CHUNK, PRECISION) + inner(a, k, d, CHUNK, PRECISION)
     return qa[:, None] + kb[None, :] - mixed
 
 

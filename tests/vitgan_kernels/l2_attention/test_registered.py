@@ -81,6 +81,24 @@ def test_opcheck(tied: bool, euclidean: bool, dtype: torch.dtype) -> None:
     opcheck(registered.OPS.l2_attention_double_backward.default, (*cotangents, *plain, out, lse, *settings))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_results_are_laid_out_as_the_compiler_was_told(tied: bool, dtype: torch.dtype) -> None:
+    """Tokens outside heads in memory, and features that are not adjacent: inputs that the kernels copy."""
+    (q, k, v), (a, b, c) = (
+        [torch.randn(2, width, 5, 3, dtype=dtype).permute(0, 3, 2, 1) for width in (4, 4, 2)] for _ in range(2)
+    )
+    keys, keys_cotangent, settings = None if tied else k, None if tied else b, (0.3, False)
+    out, lse = registered.OPS.l2_attention.default(q, keys, v, *settings)
+    given = (torch.randn_like(out), q, keys, v, out, lse, *settings)
+    for operator, arguments in (
+        (registered.OPS.l2_attention.default, (q, keys, v, *settings)),
+        (registered.OPS.l2_attention_backward.default, given),
+        (registered.OPS.l2_attention_double_backward.default, (a, keys_cotangent, c, *given)),
+    ):
+        opcheck(operator, arguments, test_utils="test_faketensor")
+
+
 def test_a_third_order_is_an_error() -> None:
     q, _, v = tensors(tied=True)
     first = torch.autograd.grad(registered.l2_attention(q, None, v, 0.3, False).sum(), q, create_graph=True)[0]
