@@ -97,7 +97,7 @@ class _Call:
         (batches, heads, n, d), (m, e) = q.shape, v.shape[-2:]
         self.programs, self.n, self.m = batches * heads, n, m
         self.sizes = [heads, n, m, d, e, batches * heads * n, float(scale), scale * LOG2_E]
-        self.shape = tiles.Shape(n, m, d, e, q.element_size(), self.tied)
+        self.shape = tiles.Shape(n, m, d, e, q.element_size(), euclidean)
         self.tile = tiles.short(order, self.shape)
         self.short = self.tile is not None
         self.constants = {

@@ -114,7 +114,7 @@ def _can_handle(
     where = "interpreted on the CPU" if interpreted else "fused"
     if torch.compiler.is_compiling():  # where sizes may be symbols, which a message would fix
         return True, f"{where}, reverse mode to order 2"
-    shape = tiles.Shape(q.shape[-2], v.shape[-2], d, e, q.element_size(), k is None)
+    shape = tiles.Shape(q.shape[-2], v.shape[-2], d, e, q.element_size(), metric == "euclidean")
     return True, f"{where}, reverse mode to order 2; {tiles.reason(shape)}"
 
 

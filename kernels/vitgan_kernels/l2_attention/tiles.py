@@ -1,7 +1,10 @@
 """Which path and which tiles: a table by kernel, width and dtype, the same on every run.
 
-No timing chose these: they come from compiling for sm_80, sm_90 and gfx942, as large as registers and shared memory let
-them. Some of the widest still spill: `tests/aot/l2_attention.py` names them.
+No timing chose these: they come from compiling for sm_80, sm_90, sm_100 and gfx942, as large as registers and shared
+memory let them; `tests/aot/l2_attention.py` holds every entry to that.
+
+On the short path a program has one (batch, head). Two of them share no operand, so that a product over both would be
+half zeros, and a device has enough programs of one: 3072 at the paper's batch of 512 with 6 heads.
 """
 
 from typing import NamedTuple
@@ -35,7 +38,7 @@ class Shape(NamedTuple):
     d: int
     e: int
     itemsize: int
-    tied: bool
+    euclidean: bool
 
 
 def short(order: int, shape: Shape) -> dict[str, int] | None:
@@ -52,24 +55,31 @@ def short(order: int, shape: Shape) -> dict[str, int] | None:
     if first + rest > longest:
         return None
     few = on_hip or (order == 0 and width * (first + rest) <= 64 * 80)
-    return {"ROWS": 16, "FIRST": first, "REST": rest, "num_warps": 4 if few else 8, "num_stages": 1}
+    tile = {"ROWS": 16, "FIRST": first, "REST": rest, "num_warps": 4 if few else 8, "num_stages": 1}
+    return tile | _registers(shape)
 
 
 def tiled(kernel: str, shape: Shape) -> dict[str, int]:
     """Tiles and options of a kernel of the tiled path."""
     width = max(64, padded(max(shape.d, shape.e)))
-    table = TILED_HIP if triton_support.target() == "hip" else TILED_CUDA
-    if shape.itemsize > 2:
-        table, width = (TILED_HIP, min(256, 2 * width)) if table is TILED_HIP else (TILED_CUDA_FLOAT32, width)
+    if triton_support.target() == "hip":
+        table, width = TILED_HIP, width if shape.itemsize == 2 else min(256, 2 * width)
+    elif shape.itemsize == 2:
+        table = TILED_CUDA
+    else:
+        table = TILED_CUDA_FLOAT32 if triton_support.generation() < 10 else TILED_BLACKWELL_FLOAT32
     rows, keys, warps = table[kernel][width]
-    return {"ROWS": rows, "KEYS": keys, "CHUNK": chunk(shape), "num_warps": warps, "num_stages": 1}
+    tile = {"ROWS": rows, "KEYS": keys, "CHUNK": CHUNK[shape.itemsize], "num_warps": warps, "num_stages": 1}
+    return tile | _registers(shape)
 
 
-def chunk(shape: Shape) -> int:
-    """The features that a product over features takes at once."""
-    return 64 if shape.itemsize > 2 else 128
+def _registers(shape: Shape) -> dict[str, int]:
+    """All registers, where the CUDA assembler would spill a few of them for the sake of one more block at a time."""
+    return {"maxnreg": 255} if triton_support.target() == "cuda" and (shape.euclidean or shape.itemsize > 2) else {}
 
 
+# By bytes of an element: the most features that a tile is held with; wider ones are read in parts of that size.
+CHUNK = {2: 128, 4: 32}
 # By order and padded width: the most keys, padded, that a short kernel of 16-bit tensors holds.
 SHORT_CUDA = ({32: 128, 64: 128, 128: 80}, {32: 128, 64: 128}, {32: 80})
 SHORT_HOPPER = (*SHORT_CUDA[:2], {32: 80, 64: 80})  # and data-centre Blackwell
@@ -84,9 +94,14 @@ TILED_CUDA = {
     "second_order_rows": {64: (16, 16, 4), 128: (16, 16, 8), 256: (16, 16, 8)},
     "second_order_keys": {64: (16, 32, 4), 128: (16, 16, 4), 256: (16, 16, 8)},
 }
-TILED_CUDA_FLOAT32 = {
-    kernel: {64: (16, 16, 4), 128: (16, 16, 8), 256: (16, 16, 8)} for kernel in TILED_CUDA if kernel != "forward"
-} | {"forward": {64: (32, 32, 4), 128: (16, 32, 4), 256: (32, 32, 8)}}
+TILED_CUDA_FLOAT32 = {kernel: {64: (16, 16, 4), 128: (16, 16, 8), 256: (16, 16, 8)} for kernel in TILED_CUDA} | {
+    "forward": {64: (32, 32, 4), 128: (16, 32, 4), 256: (16, 32, 8)},
+    "second_order_rows": {64: (16, 16, 8), 128: (16, 16, 8), 256: (16, 16, 8)},
+}
+TILED_BLACKWELL_FLOAT32 = TILED_CUDA_FLOAT32 | {
+    "second_order_rows": {64: (16, 16, 8), 128: (16, 16, 8), 256: (8, 16, 8)},
+    "second_order_keys": {64: (16, 16, 4), 128: (16, 16, 8), 256: (16, 8, 8)},
+}
 TILED_HIP = {
     "forward": {64: (64, 64, 4), 128: (64, 64, 8), 256: (16, 32, 4)},
     "backward_rows": {64: (64, 64, 4), 128: (64, 32, 4), 256: (16, 16, 4)},

@@ -79,21 +79,20 @@ def row_products(a, b):
 @triton.jit
 def whole(x, width, CHUNK: tl.constexpr, FULL: tl.constexpr):
     """The tile of tokens, whatever its width."""
-    if x[0].shape[1] <= CHUNK:
-        return x[0]
-    return load_tile(x[1], x[2], width, x[0].shape[1], FULL)
+    return x[0] if x[0].shape[1] <= CHUNK else load_tile(x[1], x[2], width, x[0].shape[1], FULL)
 
 
 @triton.jit
 def inner(x, y, width, CHUNK: tl.constexpr, PRECISION: tl.constexpr):
     """x_i . y_j of tokens as `load_tokens` has them."""
     if x[0].shape[1] <= CHUNK:
-        return product(x[0], tl.trans(y[0]), PRECISION)
-    total = tl.zeros((x[0].shape[0], y[0].shape[0]), tl.float32)
-    for start in range(0, width, CHUNK):
-        x_part = load_tile(x[1] + start, x[2], width - start, CHUNK, False)
-        y_part = load_tile(y[1] + start, y[2], width - start, CHUNK, False)
-        total += product(x_part, tl.trans(y_part), PRECISION)
+        total = product(x[0], tl.trans(y[0]), PRECISION)
+    else:
+        total = tl.zeros((x[0].shape[0], y[0].shape[0]), tl.float32)
+        for start in range(0, width, CHUNK):
+            x_part = load_tile(x[1] + start, x[2], width - start, CHUNK, False)
+            y_part = load_tile(y[1] + start, y[2], width - start, CHUNK, False)
+            total += product(x_part, tl.trans(y_part), PRECISION)
     return total
 
 
@@ -107,11 +106,12 @@ def weighted_sum(weights, x, width, CHUNK: tl.constexpr, FULL: tl.constexpr, PRE
 def row_inner(x, y, width, CHUNK: tl.constexpr):
     """x_i . y_i of tokens in float32."""
     if x[0].shape[1] <= CHUNK:
-        return row_products(x[0], y[0])
-    total = tl.zeros((x[0].shape[0],), tl.float32)
-    for start in range(0, width, CHUNK):
-        x_part = load_tile(x[1] + start, x[2], width - start, CHUNK, False)
-        total += row_products(x_part, load_tile(y[1] + start, y[2], width - start, CHUNK, False))
+        total = row_products(x[0], y[0])
+    else:
+        total = tl.zeros((x[0].shape[0],), tl.float32)
+        for start in range(0, width, CHUNK):
+            x_part = load_tile(x[1] + start, x[2], width - start, CHUNK, False)
+            total += row_products(x_part, load_tile(y[1] + start, y[2], width - start, CHUNK, False))
     return total
 
 
