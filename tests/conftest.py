@@ -14,6 +14,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of the kernels, which fixes it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which deterministic mode refuses products on CUDA
 
+# On a GPU, what plain PyTorch computes repeats bit for bit with this alone, and in float32 rounds nothing to TF32.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
 # The tensors of these tests are too small to share out, and sums of one thread repeat bit for bit.
 torch.set_num_threads(1)
 

@@ -102,14 +102,16 @@ def network_forward(x: Tensor, layers: Sequence[Layer], omega: float, sine: bool
     return y
 
 
-def layer_backward(dy: Tensor, x: Tensor, layer: Layer, omega: float, sine: bool) -> tuple[Tensor, Gradients]:
-    """dc, and the gradients of scale and bias. Without sine and scale, dc is dy."""
+def layer_backward(
+    dy: Tensor, x: Tensor, layer: Layer, omega: float, sine: bool, *, overwrite: bool = False
+) -> tuple[Tensor, Gradients]:
+    """dc, in the memory of dy if `overwrite`, and the gradients of scale and bias. Without sine and scale, dc is dy."""
     weight, style, scale, bias = layer
     if not sine and scale is None:
         return dy, Gradients(bias=_column_sums(dy, bias))
     outputs, inputs = weight.shape
     grid = _Grid("layer_backward", x, style, outputs, inputs)
-    dc = torch.empty_like(dy)
+    dc = dy if overwrite else torch.empty_like(dy)
     dscale = None if scale is None else grid.sums_of_samples(scale, outputs, torch.float32)
     dbias = None if bias is None else bias.new_empty(grid.row_tiles, outputs, dtype=torch.float32)
     kernels.layer_backward[(grid.row_tiles * grid.column_tiles,)](
@@ -141,9 +143,9 @@ def head_backward(
 
 
 def input_backward(
-    dc: Tensor, x: Tensor, weight: Tensor, style: Tensor, needs_x: bool, needs_style: bool
+    dc: Tensor, x: Tensor, weight: Tensor, style: Tensor, needs_x: bool, needs_style: bool, *, overwrite: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x (float32 if it is shared) and style, where they are needed."""
+    """The gradients of x (float32 if it is shared; in the memory of x if `overwrite`) and style, where needed."""
     outputs, inputs = weight.shape
     grid = _Grid("input_backward", x, style, inputs, outputs)
     sums = (
@@ -156,7 +158,10 @@ def input_backward(
     dstyle = grid.sums_of_samples(style, inputs, style.dtype) if needs_style else None
     dx = None
     if needs_x:
-        dx = x.new_empty(programs, *x.shape, dtype=torch.float32) if grid.shared else torch.empty_like(x)
+        if grid.shared:
+            dx = x.new_empty(programs, *x.shape, dtype=torch.float32)
+        else:
+            dx = x if overwrite else torch.empty_like(x)
     kernels.input_backward[(programs * grid.point_tiles * grid.column_tiles,)](
         dc, x, weight, style, dx, dstyle, groups, grid.batch, grid.points, inputs, outputs,
         **grid.constants(DEPTH=grid.tile.depth),

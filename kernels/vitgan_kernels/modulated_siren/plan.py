@@ -132,14 +132,15 @@ def parts(products: int, of: int, *, least: int) -> int:
 
 
 def explained(kind: Kind, widths: list[int], *, demodulate: bool, final_sine: bool) -> str:
-    """Which kernels a call runs, forward and backward."""
+    """Which kernels a call runs, forward and backward, and what is kept between the two."""
+    kept = "only the inputs are kept, and backward computes the rest again"
     if len(widths) == 2:
-        return "product, scales, bias and sine in one kernel"
+        return f"product, scales, bias and sine in one kernel; {kept}"
     obstacle = obstacle_to_fusion(kind, widths)
     forward = "the whole network in one kernel" if obstacle is None else f"one kernel a layer, because {obstacle}"
     if head_is_fused(widths, demodulate=demodulate, final_sine=final_sine):
-        return f"{forward}; backward, the last layer together with the one before it"
-    return f"{forward}; backward, each layer by itself"
+        return f"{forward}; backward, the last layer together with the one before it; {kept}"
+    return f"{forward}; backward, each layer by itself; {kept}"
 
 
 def head_is_fused(widths: list[int], *, demodulate: bool, final_sine: bool) -> bool:

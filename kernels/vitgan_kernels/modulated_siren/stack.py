@@ -3,6 +3,9 @@
 What lies between the layers is never kept: the backward pass computes it again, which costs one more product a layer,
 2 I operations an element, where keeping its argument in float32 would cost 8 bytes written and read. With the I of
 a SIREN, up to about 800 on an H200 (206 bfloat16 operations a byte), that is the faster way too.
+
+Between the layers a gradient takes the memory of what was needed last to compute it, element by element: that of a
+layer's input its input's, and that of its product its output's. What is the caller's is never written to.
 """
 
 from collections.abc import Sequence
@@ -38,7 +41,7 @@ def backward(
     x, layers = x.contiguous(), _contiguous(layers)
     groups = [
         _backward_of_group(dy, part, some, omega, sine, needed)
-        for part, dy, some in _groups(x, grad.contiguous(), layers, copies=len(layers) + 1)
+        for part, dy, some in _groups(x, grad.contiguous(), layers, copies=len(layers))
     ]
     dx = [group[0] for group in groups]
     gradients = []
@@ -68,12 +71,14 @@ def _backward_of_group(
         if index < last and index == last - fused:
             dc, found, gradients[last] = launch.head_backward(dy, below, layers[index], layers[last], omega)
         else:
-            dc, found = launch.layer_backward(dy, below, layers[index], omega, sine or index < last)
+            dc, found = launch.layer_backward(
+                dy, below, layers[index], omega, sine or index < last, overwrite=index < last
+            )
         if needs_weights:
             found = found._replace(weight=launch.weight_backward(dc, below, weight, style))
         wants_x = index > 0 or needs_x
         if wants_x or needs_styles:
-            dx, dstyle = launch.input_backward(dc, below, weight, style, wants_x, needs_styles)
+            dx, dstyle = launch.input_backward(dc, below, weight, style, wants_x, needs_styles, overwrite=index > 0)
             found = found._replace(style=dstyle)
             dy = dy if dx is None else dx
         gradients[index] = found

@@ -146,7 +146,7 @@ def peak_of_fused(widths: list[int], batch: int, points: int) -> int:
     return memory.peak
 
 
-@pytest.mark.parametrize(("images", "hidden_layers"), [(1, 1), (8, 1), (8, 2), (32, 1), (32, 2)])
+@pytest.mark.parametrize(("images", "hidden_layers"), [(1, 1), (1, 2), (1, 3), (8, 1), (32, 1), (32, 2), (128, 2)])
 def test_the_head_of_a_generator_at_128_pixels_needs_a_third_of_the_memory(images: int, hidden_layers: int) -> None:
     """The paper's generator: width 384, patches of 8 x 8 pixels. Everything that both passes allocate is counted."""
     size = [384] * (hidden_layers + 1) + [3], images * 16 * 16, 64

@@ -97,6 +97,21 @@ def test_batched_gradients() -> None:
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("function", ["jacobian", "hessian"])
+def test_vectorised_derivatives(function: str) -> None:
+    """PyTorch vectorises them by tensors with a hidden dimension of their own, which are not those of torch.func."""
+    leaves = [leaf_.detach() for leaf_ in leaves_of((6, 8, 3), batch=2, points=3)]
+    results = []
+    for backend in ("triton", "reference"):
+
+        def loss(*leaves: Tensor, backend: str = backend) -> Tensor:
+            out = call(list(leaves), backend)
+            return out.square().mean() if function == "hessian" else out
+
+        results.append(getattr(torch.autograd.functional, function)(loss, tuple(leaves), vectorize=True))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
 def test_forward_mode_is_the_references() -> None:
     leaves = [leaf_.detach() for leaf_ in leaves_of((6, 8, 3))]
     tangents = [torch.randn_like(leaf_) for leaf_ in leaves]
@@ -223,7 +238,9 @@ def test_explain_says_which_kernels_run(widths: tuple[int, ...], options: dict[s
     leaves = [leaf_.detach().bfloat16() for leaf_ in leaves_of(widths)]
     depth = len(widths) - 1
     parts = leaves[0], leaves[1 : 1 + depth], leaves[1 + depth : 1 + 2 * depth]
-    assert words in explain("modulated_siren", *parts, backend="triton", **options)
+    explained = explain("modulated_siren", *parts, backend="triton", **options)
+    assert words in explained
+    assert "only the inputs are kept, and backward computes the rest again" in explained
 
 
 def test_what_the_kernels_do_not_take() -> None:
