@@ -114,7 +114,7 @@ def measure(
             if row.matched:
                 calls[contender.who] = _rotating(run, case, measures, device)
         except Exception as failure:  # a limit is a result, whatever it is; `show` fails the test where it is ours
-            row = replace(row, matched=False, error=None, why=_reason(failure))
+            row = replace(row, matched=False, error=None, why=reason(failure))
         rows.append(Measured(row, []))
     first, second = (take_turns(calls, device, seconds) for _ in range(2))
     return [
@@ -284,7 +284,8 @@ def with_times(row: Row, call: Call | None, first: list[float], second: list[flo
     return Measured(replace(row, peak_memory_bytes=_peak_memory_cpu(call), why="launches are counted on a GPU"), first)
 
 
-def _reason(failure: Exception) -> str:
+def reason(failure: Exception) -> str:
+    """Its kind and the first line of its text."""
     text = str(failure).strip() or "no message"
     return f"{type(failure).__name__}: {text.splitlines()[0][:160]}"
 

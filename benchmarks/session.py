@@ -50,7 +50,7 @@ class Session:
         self.size = size
         self.device = machine.pick_device()
         self.ceilings = machine.measure_ceilings(self.device)
-        self.measured: dict[object, dict[str, Measured]] = {}
+        self.measured: dict[object, dict[tuple[str, str], Measured]] = {}
 
     @property
     def rows(self) -> list[Row]:
@@ -64,12 +64,12 @@ class Session:
             seconds = SECONDS[self.size]
             return measure(case, measures, contenders(), self.device, self.ceilings, seconds)
 
-        return self.group((case.suite, case.name, case.dtype, measures), run)[who]
+        return self.group((case.suite, case.name, case.dtype, measures), run)[case.name, who]
 
-    def group(self, key: object, run: Callable[[], list[Measured]]) -> dict[str, Measured]:
-        """What `run` measures, the first time that the key is asked for."""
+    def group(self, key: object, run: Callable[[], list[Measured]]) -> dict[tuple[str, str], Measured]:
+        """What `run` measures, the first time that the key is asked for, by case and contender."""
         if key not in self.measured:
-            self.measured[key] = {one.row.who: one for one in run()}
+            self.measured[key] = {(one.row.case, one.row.who): one for one in run()}
         return self.measured[key]
 
     def save(self, name: str, folder: Path = FOLDER) -> Path:

@@ -60,4 +60,4 @@ def milliseconds(code: str) -> float:
 
 @pytest.mark.parametrize(("what", "who"), [(what, who) for what, codes in CODE.items() for who in codes])
 def test_start_up(what: str, who: str, session: Session, benchmark: Any) -> None:
-    show(session.group(("start_up", what), lambda: measured(what))[who], benchmark)
+    show(session.group(("start_up", what), lambda: measured(what))[what, who], benchmark)

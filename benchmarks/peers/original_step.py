@@ -16,9 +16,11 @@ import argparse
 import json
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -118,7 +120,7 @@ class OriginalStep:
         self.g_optimiser = torch.optim.Adam(self.generator.parameters(), lr=rates.g_lr, betas=betas)
         self.average = [p.detach().clone() for p in self.generator.parameters()]
         self.random = torch.Generator(training.device).manual_seed(self.config.seed)
-        self.autocast = training.objectives.autocast
+        self.autocast: Callable[[], AbstractContextManager[Any]] = training.objectives.autocast
 
     def d_loss(self, real: Tensor, fake: Tensor, seen_real: Tensor, seen_fake: Tensor) -> Tensor:
         """Six passes of the discriminator."""
@@ -134,6 +136,21 @@ class OriginalStep:
             for old, new in zip(self.average, self.generator.parameters(), strict=True):
                 old.sub_((1 - 0.995) * (old - new))
         return losses
+
+    def losses(self, real: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Generated images, the discriminator's loss on them and the generator's, from given random numbers."""
+        with self.autocast():
+            images = self.generator(draws["z"])
+            fake, seen = images.detach(), self.augment(images, draws["fake"])
+            d_loss = self.d_loss(real, fake, self.augment(real, draws["real"]), seen.detach())
+            return fake, d_loss, F.softplus(-self.discriminator(seen)).mean()
+
+    def double(self) -> Self:
+        """Computes in float64 from now on."""
+        self.generator.double()
+        self.discriminator.double()
+        self.autocast = nullcontext
+        return self
 
     def discriminator_step(self, real: Tensor) -> Tensor:
         """Its loss."""
@@ -173,19 +190,41 @@ def settings(preset: str, batch_size: int, device: str = "cpu", compiled: bool =
     )
 
 
+def draws(training: Adversarial) -> dict[str, Tensor]:
+    """Random numbers for one step."""
+    return training._draws(["z", "real", "fake"])
+
+
+def results(of: Adversarial | OriginalStep, real: Tensor, numbers: dict[str, Tensor]) -> list[Tensor]:
+    """What a step computes from these numbers: generated images, both losses, and the gradients of each, as vectors.
+
+    The discriminator does not iterate, unless it is compiled: then a second mode would have to be compiled as well.
+    """
+    compiled = isinstance(of, Adversarial) and of.config.compile
+    of.discriminator.train(compiled)
+    if isinstance(of, OriginalStep):
+        fake, d_loss, g_loss = of.losses(real, numbers)
+    else:
+        views, fake = of.objectives.views(real, None, numbers, None)
+        d_loss, _ = of.objectives.of_discriminator(views, None, len(real), False)
+        g_loss, _ = of.objectives.of_generator(real, None, numbers)
+    gradients = [_gradient(d_loss, of.discriminator), _gradient(g_loss, of.generator)]
+    of.discriminator.train()
+    return [fake.detach(), d_loss.detach(), g_loss.detach(), *gradients]
+
+
+def _gradient(loss: Tensor, network: nn.Module) -> Tensor:
+    """In the order of the parameters' names, which both recipes share."""
+    named = {name.replace(".source.", "."): parameter for name, parameter in network.named_parameters()}
+    ordered = [named[name] for name in sorted(named)]
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, ordered, retain_graph=True)])
+
+
 def check(training: Adversarial, original: OriginalStep, real: Tensor) -> None:
-    """AssertionError unless both compute the same images, logits and loss of the discriminator."""
-    draws = training._draws(["z", "real", "fake"])
-    views, fake = training.objectives.views(real, None, draws, None)
-    training.discriminator.eval()
-    original.discriminator.eval()
-    expected, _ = training.objectives.of_discriminator(views, None, len(real), False)
-    seen_real, seen_fake = views.split(len(real))[:2]
-    torch.testing.assert_close(original.generator(draws["z"]), fake, rtol=1e-3, atol=1e-3)
-    actual = original.d_loss(real, fake, seen_real, seen_fake)
-    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
-    training.discriminator.train()
-    original.discriminator.train()
+    """AssertionError unless both compute the same images, losses and gradients."""
+    numbers = draws(training)
+    for ours, theirs in zip(results(training, real, numbers), results(original, real, numbers), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def main() -> None:
