@@ -18,6 +18,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which det
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start, too
+
 # The tensors of these tests are too small to share out, and sums of one thread repeat bit for bit.
 torch.set_num_threads(1)
 

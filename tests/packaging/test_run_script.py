@@ -117,7 +117,7 @@ def test_extras_add_up(machine: Machine) -> None:
     machine.run("train")
     machine.done()
     machine.run("test", "-x", "tests/vitgan")
-    assert machine.done() == [pip("[test]"), "python -m pytest -x tests/vitgan in CHECKOUT"]
+    assert machine.done() == [pip("[test]"), "python -m pytest -n 2 --dist worksteal -x tests/vitgan in CHECKOUT"]
     machine.run("check")
     assert machine.done() == [
         pip("[test,dev]"),
@@ -126,7 +126,7 @@ def test_extras_add_up(machine: Machine) -> None:
         "python -m mypy in CHECKOUT",
     ]
     machine.run("test")
-    assert machine.done() == ["python -m pytest in CHECKOUT"]
+    assert machine.done() == ["python -m pytest -n 2 --dist worksteal in CHECKOUT"]
 
 
 def test_a_failed_installation_is_tried_again(machine: Machine) -> None:

@@ -92,19 +92,17 @@ def test_third_order() -> None:
     assert gradcheck(second_order, tensors)
 
 
-@pytest.mark.parametrize(
-    "needed", [{"x"}, {"weight"}, {"style"}, {"bias"}, {"x", "bias"}, {"weight", "style"}], ids=str
-)
+@pytest.mark.parametrize("needed", ["x", "weight", "style", "bias", "x bias", "weight style"])
 @pytest.mark.parametrize("sizes", SIZES[:2], ids=str)
-def test_only_what_requires_a_gradient_gets_one(sizes: tuple[int, int, int, int], needed: set[str]) -> None:
+def test_only_what_requires_a_gradient_gets_one(sizes: tuple[int, int, int, int], needed: str) -> None:
     tensors = layer(sizes, shared=False)
     options: dict[str, Any] = {"activation": "sine", "demodulate": True}
     full = torch.autograd.grad(modulated_linear(*tensors, **options).pow(3).sum(), tensors)
     names = ("x", "weight", "style", "bias")
-    some = [x.detach().requires_grad_(name in needed) for name, x in zip(names, tensors, strict=True)]
+    some = [x.detach().requires_grad_(name in needed.split()) for name, x in zip(names, tensors, strict=True)]
     modulated_linear(*some, **options).pow(3).sum().backward()
     for name, x, expected in zip(names, some, full, strict=True):
-        if name in needed:
+        if name in needed.split():
             torch.testing.assert_close(x.grad, expected)
         else:
             assert x.grad is None
