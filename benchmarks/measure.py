@@ -178,7 +178,7 @@ def _seconds_of(call: Call, count: int, device: torch.device) -> float:
     return (time.perf_counter() - began) / count
 
 
-def _pass(function: Function, measures: str, wanted: tuple[int, ...]) -> Function:
+def one_pass(function: Function, measures: str, wanted: tuple[int, ...]) -> Function:
     """(inputs, cotangents) -> the results of the forward and of what follows it: nothing, a backward, or the backward
     of a penalty on the gradients."""
 
@@ -188,13 +188,13 @@ def _pass(function: Function, measures: str, wanted: tuple[int, ...]) -> Functio
 
     def forward_backward(inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
         out = _tuple(function(*inputs))
-        return *out, *torch.autograd.grad(out, [inputs[i] for i in wanted], cotangents)
+        return *_values(out), *torch.autograd.grad(out, [inputs[i] for i in wanted], cotangents)
 
     def second_order(inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
         out, variables = _tuple(function(*inputs)), [inputs[i] for i in wanted]
         gradients = torch.autograd.grad(out, variables, cotangents, create_graph=True)
         penalty = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
-        return *out, *torch.autograd.grad(penalty, variables)
+        return *_values(out), *torch.autograd.grad(penalty, variables)
 
     passes: dict[str, Function] = {
         "forward": forward,
@@ -208,8 +208,13 @@ def _tuple(out: Any) -> tuple[Tensor, ...]:
     return (out,) if isinstance(out, Tensor) else tuple(out)
 
 
+def _values(results: tuple[Tensor, ...]) -> list[Tensor]:
+    """Without their graph, which is used up: torch.compile would not let it out."""
+    return [result.detach() for result in results]
+
+
 def _runner(contender: Contender, measures: str, wanted: tuple[int, ...]) -> Function:
-    run = _pass(contender.function, measures, wanted)
+    run = one_pass(contender.function, measures, wanted)
     if contender.compiled is None:
         return run
     torch._dynamo.reset()  # a limit on versions of one function must not end in an eager run
@@ -229,7 +234,7 @@ def _prepared(case: Case, measures: str, seed: int, dtype: torch.dtype | None = 
 
 
 def _results(function: Function, case: Case, measures: str, dtype: torch.dtype | None = None) -> list[Tensor]:
-    return _detached(_pass(function, measures, case.wanted)(*_prepared(case, measures, 0, dtype)))
+    return _detached(one_pass(function, measures, case.wanted)(*_prepared(case, measures, 0, dtype)))
 
 
 def _detached(results: Sequence[Tensor]) -> list[Tensor]:

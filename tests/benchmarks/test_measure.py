@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Case, Contender, Function, Inputs, Measured, largest_error, measure, take_turns
+from benchmarks.measure import Case, Contender, Function, Inputs, Measured, largest_error, measure, one_pass, take_turns
 from benchmarks.results import Ceilings, percentiles
 from tests.benchmarks.helpers import run
 
@@ -144,6 +144,20 @@ def test_a_refusal_is_the_reason() -> None:
     assert measured(contender, "second_order").row.why == "it has none"
     assert not called
     assert measured(Contender("peer", cubes, unable={"second_order": "it has none"})).row.matched
+
+
+@pytest.mark.parametrize("measures", ["forward", "forward_backward", "second_order"])
+def test_a_pass_can_be_compiled_as_one_graph(measures: str) -> None:
+    run = one_pass(cubes, measures, (0,))
+    inputs, cotangents = case().inputs(0)
+    inputs[0].requires_grad_(measures != "forward")
+    expected = run(inputs, cotangents)
+    try:
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            actual = torch.compile(run, fullgraph=True, backend="aot_eager")(inputs, cotangents)
+    finally:
+        torch._dynamo.reset()
+    torch.testing.assert_close(list(actual), list(expected))
 
 
 def test_a_lower_bound_is_held_against_its_own_definition() -> None:
