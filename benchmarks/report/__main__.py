@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.predictions.devices import GPUS
-from benchmarks.report import readme
+from benchmarks.report import predicted, readme
 from benchmarks.report.page import page
 from benchmarks.results import FOLDER, ResultError, Run, all_runs
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 1
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(page(runs, unmeasured(runs)))
+    options.out.write_text(page(runs, unmeasured(runs), predicted.section(runs)))
     print(options.out)
     return 0
 

@@ -7,13 +7,14 @@ constant, one that 16 divides says so, pointers are aligned to 16 bytes).
 The interpreter's mode is fixed when a kernel is decorated, so this belongs in a process without TRITON_INTERPRET.
 """
 
+import math
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -26,6 +27,7 @@ from vitgan_kernels import triton_support
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
@@ -35,6 +37,7 @@ TARGETS = {
 SHARED_LIMIT = {"cuda": 99 * 1024, "hip": 64 * 1024}
 TENSOR_INSTRUCTIONS = {
     "sm_80": ("HMMA",),
+    "sm_89": ("HMMA",),
     "sm_90": ("HMMA", "HGMMA"),
     "sm_100": ("HMMA", "UTCHMMA"),
     "gfx942": ("v_mfma",),
@@ -59,6 +62,15 @@ class Launch:
     kernel: JITFunction
     arguments: dict[str, Any]
     options: dict[str, int]
+    programs: int
+
+
+class Instruction(NamedTuple):
+    """A machine instruction without its operands; the address that a branch goes to."""
+
+    address: int
+    operation: str
+    target: int | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,8 @@ def recorded(case: Case, target: str) -> list[Launch]:
     def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         arguments = dict(zip(kernel.arg_names, args, strict=False))
         options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
-        launches.append(Launch(kernel, arguments | {n: v for n, v in kwargs.items() if n in kernel.arg_names}, options))
+        arguments |= {name: value for name, value in kwargs.items() if name in kernel.arg_names}
+        launches.append(Launch(kernel, arguments, options, math.prod(grid)))
 
     with (
         mock.patch.object(JITFunction, "run", record),
@@ -91,7 +104,13 @@ def recorded(case: Case, target: str) -> list[Launch]:
 
 
 def compiled(launch: Launch, target: str) -> Compiled:
-    """A launch, compiled for a target."""
+    """What the compiler makes of a launch on a target."""
+    read = _read_cuda if TARGETS[target].backend == "cuda" else _read_hip
+    return read(built(launch, target), target)
+
+
+def built(launch: Launch, target: str) -> Any:
+    """Triton's compiled kernel of a launch on a target."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -107,9 +126,7 @@ def compiled(launch: Launch, target: str) -> Compiled:
         if divisible and not parameter.do_not_specialize:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    kernel = triton.compile(source, target=TARGETS[target], options=launch.options)
-    read = _read_cuda if TARGETS[target].backend == "cuda" else _read_hip
-    return read(kernel, target)
+    return triton.compile(source, target=TARGETS[target], options=launch.options)
 
 
 def complaints(result: Compiled, target: str, tensor_cores: bool) -> list[str]:
@@ -139,7 +156,8 @@ def _type(value: Any) -> str:
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def _read_cuda(kernel: Any, target: str) -> Compiled:
+def disassembled(kernel: Any) -> tuple[list[Instruction], str]:
+    """The instructions of a kernel for CUDA, in order, and the resources it uses, as a line."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -148,7 +166,20 @@ def _read_cuda(kernel: Any, target: str) -> Compiled:
             subprocess.run([tools / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-sass", "-res-usage")
         )
-    operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+    found = re.findall(
+        r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Za-z0-9_.]*)(?: .*?\b0x([0-9a-f]+) *;)?",
+        listing,
+        re.MULTILINE,
+    )
+    return [
+        Instruction(int(address, 16), operation, int(target, 16) if operation.startswith("BRA") and target else None)
+        for address, operation, target in found
+    ], usage
+
+
+def _read_cuda(kernel: Any, target: str) -> Compiled:
+    instructions, usage = disassembled(kernel)
+    operations = [instruction.operation for instruction in instructions]
     match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert match is not None, usage
     return Compiled(
