@@ -16,8 +16,9 @@ COMMANDS = {
     "project": "find the latent whose image is most like a given one",
     "export": "write a trained generator as ONNX, and as safetensors with a model card",
     "classify": "train an image classifier on folders of classes, and predict with it",
+    "import-seed": "read a checkpoint of ViTGAN-pytorch, without running what is in it",
 }
-LINES = "\n".join(f"  vitgan {name:10}{what}" for name, what in COMMANDS.items())
+LINES = "\n".join(f"  vitgan {name:12}{what}" for name, what in COMMANDS.items())
 USAGE = f"""\
 usage: vitgan COMMAND ...
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         # Imported when called: a command does not wait for, nor fail by, what another one needs.
-        status: int = import_module(f"vitgan.commands.{arguments[0]}").main(arguments[1:])
+        status: int = import_module(f"vitgan.commands.{arguments[0].replace('-', '_')}").main(arguments[1:])
     except KeyboardInterrupt:
         return 130
     except (VitganError, ValueError, OSError) as error:
