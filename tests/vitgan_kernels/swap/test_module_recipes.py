@@ -285,7 +285,10 @@ def test_through_the_triton_kernels_in_the_interpreter() -> None:
     x = torch.randn(1, 6, 2, 3)
     with use_backend("triton"):
         fused = model(x)
-    torch.testing.assert_close(fused, plain(x))
+        gradients = torch.autograd.grad(fused.square().sum(), list(model.parameters()))
+    expected = plain(x)
+    torch.testing.assert_close(fused, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), list(plain.parameters())))
     assert any(i.backend == "triton" for i in l2_op.OPERATOR.implementations)
 
 
