@@ -12,11 +12,10 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of the kernels, which fixes it
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which deterministic mode refuses products on CUDA
 
 # On a GPU, what plain PyTorch computes repeats bit for bit with this alone, and in float32 rounds nothing to TF32.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+torch.backends.cudnn.allow_tf32 = False
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start, too
 
