@@ -127,6 +127,8 @@ def test_extras_add_up(machine: Machine) -> None:
     ]
     machine.run("test")
     assert machine.done() == ["python -m pytest -n 2 --dist worksteal in CHECKOUT"]
+    machine.run("gpu", "--seconds", "60")
+    assert machine.done() == ["python -m benchmarks.gpu_hour --seconds 60 in CHECKOUT"]
 
 
 def test_a_failed_installation_is_tried_again(machine: Machine) -> None:
@@ -204,7 +206,7 @@ def test_refuses_an_environment_of_another_python(machine: Machine) -> None:
 def test_tells_its_commands(machine: Machine, arguments: tuple[str, ...], status: int) -> None:
     result = machine.run(*arguments)
     assert result.returncode == status
-    for command in ("./run train", "./run sample", "./run test", "./run check"):
+    for command in ("./run train", "./run sample", "./run test", "./run check", "./run gpu"):
         assert command in result.stderr
     assert ("there is no command 'tran'" in result.stderr) == (status == 1)
     assert os.listdir(machine.home) == []  # noqa: PTH208
