@@ -42,8 +42,11 @@ class Shape(NamedTuple):
 
 
 def short(order: int, shape: Shape) -> dict[str, int] | None:
-    """Blocks and options of the short path's kernel of an order, or None where the tiled path has to serve."""
-    if max(shape.n, shape.m) > LONGEST_SHORT:
+    """Blocks and options of the short path's kernel of an order, or None where the tiled path has to serve.
+
+    The second order of the distance itself spills at every width, so that it is always tiled.
+    """
+    if max(shape.n, shape.m) > LONGEST_SHORT or (order == 2 and shape.euclidean):
         return None
     first, rest = blocks(shape.m)
     width = max(32, padded(max(shape.d, shape.e)))
@@ -63,7 +66,7 @@ def tiled(kernel: str, shape: Shape) -> dict[str, int]:
     """Tiles and options of a kernel of the tiled path."""
     width = max(64, padded(max(shape.d, shape.e)))
     if triton_support.target() == "hip":
-        table, width = TILED_HIP, width if shape.itemsize == 2 else min(256, 2 * width)
+        table, width = TILED_HIP, min(256, 2 * width) if shape.itemsize > 2 or shape.euclidean else width
     elif shape.itemsize == 2:
         table = TILED_CUDA
     else:
@@ -75,7 +78,8 @@ def tiled(kernel: str, shape: Shape) -> dict[str, int]:
 
 def _registers(shape: Shape) -> dict[str, int]:
     """All registers, where the CUDA assembler would spill a few of them for the sake of one more block at a time."""
-    return {"maxnreg": 255} if triton_support.target() == "cuda" and (shape.euclidean or shape.itemsize > 2) else {}
+    crowded = shape.euclidean or shape.itemsize > 2 or max(shape.d, shape.e) > CHUNK[2]
+    return {"maxnreg": 255} if crowded and triton_support.target() == "cuda" else {}
 
 
 # By bytes of an element: the most features that a tile is held with; wider ones are read in parts of that size.

@@ -5,7 +5,7 @@ Floor, for H (batch, head) pairs of N queries and M keys, s bytes an element (th
     forward          s (N d + M d + M e + N e)                        2 N M (d + e)
     backward         s (2 N d + 2 M d + 2 M e + 2 N e)                2 N M (4 d + 3 e)
     with K = Q       s (2 N d + 4 N e)                                2 N N (2 d + 3 e)
-    second order     s (3 N d + 3 M d + 3 M e + 2 N e)                2 N M (12 d + 10 e)
+    second order     s (3 N d + 3 M d + 3 M e + 3 N e)                2 N M (13 d + 9 e)
 where K, its gradients and cotangents drop out of the bytes of the other lines with K = Q.
 
 Rows passes own queries and write what belongs to them, with the row sums; keys passes own keys and read those sums.

@@ -1,6 +1,7 @@
 """The second order of L2 attention of any length: a pass for row sums, one that owns queries and one that owns keys.
 
-Floor and layout are those of `triton_tiled.py`: 4 d + 2 e products for the sums, and 4 d + 4 e for each other pass.
+Floor and layout are those of `triton_tiled.py`. Of its products the sums take 3 d + 2 e, the pass that owns queries
+5 d + 4 e, and the pass that owns keys 5 d + 3 e.
 """
 
 # mypy: disallow-untyped-defs=False
