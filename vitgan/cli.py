@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "write a trained generator as ONNX, and as safetensors with a model card",
     "classify": "train an image classifier on folders of classes, and predict with it",
     "import-seed": "read a checkpoint of ViTGAN-pytorch, without running what is in it",
+    "doctor": "say what is installed and built here, and check it against float64",
 }
 LINES = "\n".join(f"  vitgan {name:12}{what}" for name, what in COMMANDS.items())
 USAGE = f"""\
