@@ -55,6 +55,7 @@ def swap(module: nn.Module, *, only: Callable[[str, nn.Module], bool] | None = N
         TypeError: `module` is not an nn.Module.
     """
     _check_module("swap", module)
+    name = type(module).__name__
     rows: dict[str, SwapRow] = {}
     for recipe in registered():
         sites = [site for site in recipe.find(module) if only is None or only(site.module_path, site.module)]
@@ -67,7 +68,7 @@ def swap(module: nn.Module, *, only: Callable[[str, nn.Module], bool] | None = N
             row = SwapRow(site.path, site.was, reason or now, not reason, differences)
             if row.swapped or site.path not in rows:  # another recipe may replace what one has to leave alone
                 rows[site.path] = row
-    return SwapReport(type(module).__name__, list(rows.values()), tuple(recipe.looks_for for recipe in registered()))
+    return SwapReport(name, list(rows.values()), tuple(recipe.looks_for for recipe in registered()))
 
 
 def unswap(module: nn.Module) -> None:

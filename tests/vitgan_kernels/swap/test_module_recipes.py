@@ -100,6 +100,7 @@ def test_training_goes_on_as_if_nothing_had_happened(make: Any, shapes: Any, was
     assert before[0] == before[1]
 
     report = swap(models[1])
+    assert str(report).startswith(f"swap of {was}: ")
     row = report.rows[0]
     assert row.swapped, str(report)
     assert (row.path, row.was) == ("", was)
