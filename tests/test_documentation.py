@@ -8,15 +8,19 @@ A comment on the line before a block says how it is run; without one, it is run 
 """
 
 import ast
+import inspect
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from PIL import Image
 
+import vitgan
+import vitgan_kernels
 from vitgan.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,3 +152,29 @@ def test_every_quoted_message_is_in_the_source() -> None:
     quoted = quotations()
     assert len(quoted) >= 10
     assert [message for message in quoted if message.replace("...", "{}") not in source] == []
+
+
+@pytest.mark.parametrize("package", [vitgan_kernels, vitgan], ids=lambda package: package.__name__)
+def test_every_public_name_says_what_it_is(package: ModuleType) -> None:
+    public = {name: getattr(package, name) for name in package.__all__ if not name.startswith("_")}
+    methods = {
+        f"{name}.{method}": function
+        for name, value in public.items()
+        if inspect.isclass(value)
+        for method, function in vars(value).items()
+        if inspect.isfunction(function) and not method.startswith("_") and method != "forward"  # the class says that
+    }
+    assert [name for name, value in (public | methods).items() if not (value.__doc__ or "").strip()] == []
+
+
+@pytest.mark.parametrize("name", ["l2_attention", "modulated_linear", "modulated_siren", "spectral_norm"])
+def test_an_operator_states_its_contract(name: str) -> None:
+    operator = getattr(vitgan_kernels, name)
+    text = inspect.getdoc(operator) or ""
+    assert re.search(r"Args:", text)
+    assert re.search(r"Returns:\n +\S", text)
+    assert re.search(r"Raises( and derivatives)?:", text)
+    assert re.search(r"[Dd]erivatives[,:]", text)
+    assert re.search(r"\d{4}\)|section \d", text), "the paper"
+    for argument in inspect.signature(operator).parameters:
+        assert re.search(rf"^ +(\w+, )*{argument}(, \w+)*:", text, re.MULTILINE), argument

@@ -129,6 +129,10 @@ def test_extras_add_up(machine: Machine) -> None:
     assert machine.done() == ["python -m pytest -n 2 --dist worksteal in CHECKOUT"]
     machine.run("gpu", "--seconds", "60")
     assert machine.done() == ["python -m benchmarks.gpu_hour --seconds 60 in CHECKOUT"]
+    machine.run("docs")
+    installed, pages = machine.done()
+    assert installed == pip("[test,dev,docs]")
+    assert pages.startswith("python -m pdoc --docformat google --output-directory build/docs vitgan_kernels vitgan ")
 
 
 def test_a_failed_installation_is_tried_again(machine: Machine) -> None:
