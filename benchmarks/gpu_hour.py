@@ -64,10 +64,12 @@ def stages(out: Path, size: str) -> list[Stage]:
         Stage("build", [*pip, "-e", str(ROOT)], 70, {"VITGAN_REQUIRE_NATIVE": "1"}),
         Stage("launches", launches, 60),
     ]
+    # Most of their time is the compiler's.
+    pytest = [python, "-m", "pytest", "-q", "-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
     for operator in sorted(OPERATORS):
         report = f"--junitxml={out / operator}.xml"
         if files := _test_files(operator):
-            found.append(Stage(f"test {operator}", [python, "-m", "pytest", "-q", report, *files], 100))
+            found.append(Stage(f"test {operator}", [*pytest, report, *files], 100))
     sanitizer = find_sanitizer()
     missing = "" if sanitizer else f"{SANITIZER} is not on PATH nor in the CUDA toolkit: install it, or set CUDA_HOME"
     for tool in ("memcheck", "racecheck"):
@@ -139,7 +141,7 @@ def _run_one(stage: Stage, log: Path, limit: float) -> Outcome:
             status = process.wait(limit - grace)
         except subprocess.TimeoutExpired:
             _stop(process, grace)
-            words = f"interrupted after {limit - grace:.0f} s; what it found until then is in {log.name}"
+            words = f"interrupted after {limit - grace:.0f} s: {_last_line(log)} (see {log.name})"
             return Outcome(stage.name, "out of time", time.monotonic() - start, words)
         except BaseException:
             _stop(process, grace)
@@ -152,11 +154,12 @@ def _run_one(stage: Stage, log: Path, limit: float) -> Outcome:
 
 def _stop(process: "subprocess.Popen[bytes]", grace: float) -> None:
     """Interrupt a stage, for it to write its results; kill what is left of it."""
-    for number, seconds in ((signal.SIGINT, grace), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+    process.send_signal(signal.SIGINT)  # to it alone: pytest's workers would be gone before it has their reports
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(grace)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _last_line(log: Path) -> str:
