@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.results import Ceilings, Row, Run, percentiles
+from benchmarks.results import Ceilings, Row, Run
 
 CEILING_REPEATS = 15
 CACHE_BYTES = {"cpu": 64 << 20, "cuda": 128 << 20}  # at least twice the last cache of what this is likely to run on
@@ -26,7 +26,9 @@ def describe(device: torch.device, size: str, ceilings: Ceilings, rows: list[Row
     on_cuda = device.type == "cuda"
     threads = torch.get_num_threads()
     return Run(
-        device=torch.cuda.get_device_name(device) if on_cuda else f"{processor()}, {threads} threads",
+        device=torch.cuda.get_device_name(device)
+        if on_cuda
+        else f"{processor()}, {threads} thread{'s' * (threads > 1)}",
         kind=device.type,
         driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_cuda else None,
         cpu=processor(),
@@ -72,7 +74,10 @@ def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Callable[[]
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The median of a few calls, waiting for the device after each: they are long, so this costs nothing."""
+    """The fastest of a few calls, waiting for the device after each: they are long, so this costs nothing.
+
+    Not the median: a ceiling that other work on the machine had lowered would be passed by what runs later.
+    """
     taken = []
     for _ in range(CEILING_REPEATS + 2):
         began = time.perf_counter()
@@ -80,7 +85,7 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
-    return percentiles(taken[2:]).median
+    return min(taken[2:])
 
 
 def _output(*command: str) -> str | None:
