@@ -44,7 +44,7 @@ def page(runs: Sequence[Run], unmeasured: Sequence[str], predictions: str = "") 
         "<p>Each row was checked against float64 before it was timed; one that did not match has no time. "
         "A speed-up is the time of the fastest peer that matched, divided by ours. The floor is what the bytes and the "
         "operations of a row cost at the ceilings measured in the same run: the rate of a large copy and of a large "
-        "matrix product.</p>\n"
+        "matrix product; above 100 %, a row reached more than they did.</p>\n"
         f"{missing}\n" + "\n".join(_run(run) for run in runs) + predictions + "\n</main></body></html>\n"
     )
 
@@ -71,7 +71,8 @@ def _conditions(run: Run) -> str:
         "device": run.device,
         "driver": run.driver,
         "CPU": f"{run.cpu}, {run.threads} thread{'' if run.threads == 1 else 's'}",
-        "software": f"Python {run.python}, torch {run.torch}, triton {run.triton}, CUDA {run.cuda}",
+        "software": f"Python {run.python}, torch {run.torch}"
+        + "".join(f", {name} {version}" for name, version in (("triton", run.triton), ("CUDA", run.cuda)) if version),
         "commit": run.commit + (", with uncommitted changes" if run.dirty else ""),
         "date": run.date,
         "sizes": run.size,

@@ -38,7 +38,14 @@ GROWING = run(
 
 
 def test_a_speedup_is_against_the_fastest_peer_that_matched() -> None:
-    rows = [row("ours, slow", 3, ours=True), row("ours", 2, ours=True), row("a", 8), row("b", 5), row("c", None)]
+    rows = [
+        row("ours, slow", 3, ours=True),
+        row("ours", 2, ours=True),
+        row("a", 8),
+        row("b", 5),
+        row("c", None),
+        row("less (a floor)", 1),
+    ]
     (comparison,) = comparisons(run(*rows, row("wrong", None, matched=False)))
     assert comparison.ours is not None
     assert comparison.peer is not None
