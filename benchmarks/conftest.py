@@ -1,6 +1,7 @@
 """pytest benchmarks/ [--size paper] [--record NAME]
 
-On a CPU, OMP_NUM_THREADS=1 gives steadier times where other work has a core. Ctrl-C still writes the rows that are done.
+On a CPU, OMP_NUM_THREADS=1 gives steadier times where other work has a core. Ctrl-C still writes the rows that are
+done.
 """
 
 from pathlib import Path
