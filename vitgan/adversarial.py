@@ -1,21 +1,18 @@
 """The two optimisation steps of a GAN, and everything that they change."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
-from torch.optim.swa_utils import AveragedModel
 
 from vitgan.augment import DiffAugment
 from vitgan.config import Config
 from vitgan.distributed import Ranks
-from vitgan.models import ImageGenerator
 from vitgan.networks import build_discriminator, build_generator, images_compared
 from vitgan.objectives import Loss, Objectives
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 HISTORY_TURNOVER = 0.01
 """Chance of an image of the history to give its place to a new one at a step: they are 100 steps old on average."""
@@ -23,6 +20,9 @@ HISTORY_TURNOVER = 0.01
 
 class Adversarial:
     """Generator, discriminator, their optimisers, the averaged generator, and the random numbers of training.
+
+    Attributes:
+        averaged_generator: the generator whose weights are a moving average (EMA): the one to sample from.
 
     Args:
         config: the run; its seed fixes the weights at the start and every random draw after it.
@@ -41,8 +41,8 @@ class Adversarial:
         torch.manual_seed(config.seed)
         self.generator = build_generator(config).to(device)
         self.discriminator = build_discriminator(config).to(device)
-        self.average = AveragedModel(self.generator, multi_avg_fn=self._move_average)
-        self.average.requires_grad_(False)
+        # Not PyTorch's AveragedModel: it reads its counter on the device, and so waits for it at every step.
+        self.averaged_generator = deepcopy(self.generator).requires_grad_(False)
         self.augment = DiffAugment(config.augment)
         bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
         self.objectives = Objectives(
@@ -69,11 +69,6 @@ class Adversarial:
         """Real images shown to the discriminator so far."""
         return self.steps * self.config.batch_size
 
-    @property
-    def averaged_generator(self) -> ImageGenerator:
-        """The generator whose weights are a moving average (EMA): the one to sample from."""
-        return cast(ImageGenerator, self.average.module)
-
     def step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """One step of the discriminator and one of the generator.
 
@@ -85,7 +80,7 @@ class Adversarial:
         scalars = self.discriminator_step(real, labels) | self.generator_step(real, labels)
         self.steps += 1
         with record_function("vitgan: average"):
-            self.average.update_parameters(self.generator)
+            self._move_average()
         return scalars
 
     def discriminator_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
@@ -115,7 +110,7 @@ class Adversarial:
         tensors = {"random": self.random.get_state()}
         if self.history is not None:
             tensors["history"] = self.ranks.gather(self.history)
-        values: dict[str, Any] = {"steps": self.steps, "averaged": int(self.average.n_averaged)}
+        values: dict[str, Any] = {"steps": self.steps}
         for name, network in self._networks().items():
             tensors |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
         for name, optimiser in self._optimisers().items():
@@ -139,7 +134,6 @@ class Adversarial:
             optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
         self.random.set_state(tensors["random"])
         self.history = self.ranks.mine(tensors["history"]).to(self.device) if "history" in tensors else None
-        self.average.n_averaged.fill_(values["averaged"])
         self.steps = values["steps"]
 
     def _networks(self) -> dict[str, nn.Module]:
@@ -246,10 +240,13 @@ class Adversarial:
         for group in self.d_optimiser.param_groups:
             group["lr"] = optimiser.d_lr * factor
 
-    def _move_average(self, average: Tensors, current: Tensors, _count: Tensor | int) -> None:
+    @torch.no_grad()
+    def _move_average(self) -> None:
         optimiser = self.config.optimiser
         half_life = min(optimiser.ema_half_life, optimiser.ema_ramp_up * self.images)
-        decay = 0.5 ** (self.config.batch_size / half_life)
+        decay = 0.5 ** (self.config.batch_size / half_life) if self.steps > 1 else 0.0
+        average: list[Tensor] = list(self.averaged_generator.parameters())
+        current: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(average, current, 1 - decay)
 
 

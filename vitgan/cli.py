@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from vitgan.errors import VitganError
+from vitgan.errors import VitganError, ran_out_of_memory
 
 COMMANDS = {
     "train": "train on shapes, CIFAR-10, or a folder or zip of images",
@@ -49,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (VitganError, ValueError, OSError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"vitgan {arguments[0]}: {error}", markup=False)
-        return 1
+        return _failed(arguments[0], str(error))
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        first_line = str(error).partition("\n")[0]
+        return _failed(arguments[0], f"the memory ran out ({first_line}): choose smaller sizes, or another --device")
     return status
+
+
+def _failed(command: str, message: str) -> int:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"vitgan {command}: {message}", markup=False)
+    return 1

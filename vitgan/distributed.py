@@ -67,15 +67,15 @@ class Ranks:
             dist.all_reduce(total)
         return dict(zip(values, (total / self.count).tolist(), strict=True))
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is true in any process."""
+    def greatest(self, number: int) -> int:
+        """The greatest number that a process gives, in every process."""
         if self.count == 1:
-            return flag
+            return number
         # On the CPU: a device is not waited for.
-        total = torch.tensor(int(flag))
+        all_of_them = torch.tensor(number)
         with _contact():
-            dist.all_reduce(total)
-        return bool(total)
+            dist.all_reduce(all_of_them, op=dist.ReduceOp.MAX)
+        return int(all_of_them)
 
     def gather(self, part: Tensor) -> Tensor:
         """All processes' parts, as `mine` shares them out, put together again."""

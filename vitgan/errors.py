@@ -1,5 +1,7 @@
 """The errors that a user of the command line can expect; each message says what is wrong and what to do."""
 
+import torch
+
 
 class VitganError(RuntimeError):
     """The base of this package's own errors."""
@@ -11,3 +13,8 @@ class CheckpointError(VitganError):
 
 class TrainingError(VitganError):
     """Training cannot start or go on."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says, of a device or of the CPU, for which PyTorch has no class."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
@@ -18,10 +19,10 @@ from vitgan.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoi
 from vitgan.config import Config
 from vitgan.data import BatchStream, DataError, ImageDataset
 from vitgan.distributed import LostContactError
-from vitgan.errors import CheckpointError, TrainingError
+from vitgan.errors import CheckpointError, TrainingError, ran_out_of_memory
 from vitgan.evaluate import Evaluator
 from vitgan.images import from_uint8, grid, save_image
-from vitgan.loggers import Loggers
+from vitgan.loggers import Loggers, read_metrics
 from vitgan.metrics.features import load_network
 from vitgan.metrics.scores import Scorer
 from vitgan.models import ImageGenerator
@@ -31,6 +32,14 @@ from vitgan.tracing import StepTracer
 
 SAMPLES = "samples"
 GRID_SIDE = 8
+
+
+class Ending(IntEnum):
+    """Why a run ends before its last image; of the reasons of several processes, the greatest counts."""
+
+    NONE = 0
+    TIME = 1
+    SIGNAL = 2
 
 
 class Trainer:
@@ -72,7 +81,7 @@ class Trainer:
             self.elapsed = state["elapsed"]
             self._check_dataset(state["dataset_images"])
         self._logged_at = self.elapsed
-        self._ended = self._out_of_time()
+        self._ending = Ending.TIME if self._out_of_time() else Ending.NONE
         if self.ranks.is_first:
             save_config(config, run)
 
@@ -93,10 +102,27 @@ class Trainer:
         """Train to the end of the run; False where a signal ended it early, with all saved to resume.
 
         Raises:
-            TrainingError: a loss became NaN or infinite, memory ran out, or another process was lost; the message
-                names the last good checkpoint.
+            TrainingError: a loss became NaN or infinite, memory ran out, the disk is full, or another process was
+                lost; the message names the last good checkpoint.
             DataError: an image can no longer be read; the state before it was needed has been saved.
         """
+        try:
+            return self._train()
+        except (RuntimeError, MemoryError, OSError) as error:
+            message = self._explain(error)
+            if message is None:
+                raise
+            raise TrainingError(message) from error
+
+    def _explain(self, error: BaseException) -> str | None:
+        if ran_out_of_memory(error):
+            return (
+                f"the memory of {self.device} ran out ({str(error).partition(chr(10))[0]}); {self._last_good()}. "
+                f"A greater --accumulate needs less at a time and trains the same; or lower --batch-size"
+            )
+        return f"{error}; {self._last_good()}" if isinstance(error, LostContactError | OSError) else None
+
+    def _train(self) -> bool:
         training, config = self.training, self.config
         start = training.images
         if start and self._finished():
@@ -121,13 +147,6 @@ class Trainer:
                 while not self._finished():
                     self._advance(stream)
                 return self._conclude()
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"the memory of {self.device} ran out ({str(error).splitlines()[0]}); {self._last_good()}. "
-                    f"A greater --accumulate needs less at a time and trains the same; or lower --batch-size"
-                ) from error
-            except LostContactError as error:
-                raise TrainingError(f"{error}; {self._last_good()}") from error
             finally:
                 if self.loggers:
                     self.loggers.close()
@@ -141,7 +160,7 @@ class Trainer:
             self.totals.setdefault(name, []).append(value)
         self.elapsed += time.perf_counter() - began
         self.progress.advance(self.training.images)
-        self._ended = self.ranks.any(self._out_of_time() or self._stop_signal is not None)
+        self._ending = self._agree_on_ending()
         if self.tracer and (report := self.tracer.step()):
             self.progress.say(report)
         config = self.config
@@ -164,17 +183,33 @@ class Trainer:
                 f"{error}\nNothing is lost: {self._save()} was saved, go on with --resume {self.run}"
             ) from error
         labels = stream.labels if self.config.conditional else None
-        if self.device.type == "cuda":
-            images = images.pin_memory()
-        real = from_uint8(images.to(self.device, non_blocking=True))
-        return real, None if labels is None else labels.to(self.device, non_blocking=True)
+        real = from_uint8(self._on_device(images))
+        return real, None if labels is None else self._on_device(labels)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # from pinned memory the copy does not wait for the steps before it
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _due(self, every: int) -> bool:
         """Whether the last step went past a multiple of `every` images."""
         return self.training.images // every > (self.training.images - self.config.batch_size) // every
 
+    def _agree_on_ending(self) -> Ending:
+        # One clock: each process has its own, and they must not leave at different steps.
+        out_of_time = self.ranks.is_first and self._out_of_time()
+        own = Ending.SIGNAL if self._stop_signal else Ending.TIME if out_of_time else Ending.NONE
+        return Ending(self.ranks.greatest(own))
+
     def _finished(self) -> bool:
-        return self.training.images >= self.config.images or self._ended
+        return self.training.images >= self.config.images or self._ending is not Ending.NONE
+
+    def _wait_for_device(self) -> None:
+        """Let the device finish its steps, as a part of their time: it may be behind by many."""
+        began = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.elapsed += time.perf_counter() - began
 
     def _out_of_time(self) -> bool:
         return self.config.max_minutes is not None and self.elapsed > 60 * self.config.max_minutes
@@ -197,11 +232,23 @@ class Trainer:
                 self._save()  # a process may be lost at any time, and then no other state can be had
         else:
             self.progress.say(f"resuming {self.run} at {self.training.images:,} images on {self.device}")
+            self._make_up()
+
+    def _make_up(self) -> None:
+        """Evaluate and sample where that was due when a signal came: the checkpoint went before."""
+        if not self.loggers:
+            return
+        last = [line for line in read_metrics(self.run) if line["images"] == self.training.images]
+        if self._due(self.config.evaluate_every) and not any("sliced_wasserstein" in line for line in last):
+            self._evaluate()
+        if self._due(self.config.sample_every) and not self._sheet().exists():
+            self._sample()
 
     def _log(self) -> None:
         """Log the means since the last time, and stop where one is not a number."""
         if not self.totals:
             return
+        self._wait_for_device()
         scalars = self.ranks.mean({name: float(torch.stack(values).mean()) for name, values in self.totals.items()})
         steps = max(map(len, self.totals.values()))
         self.totals.clear()
@@ -222,6 +269,7 @@ class Trainer:
     def _evaluate(self) -> None:
         if not self.loggers:
             return
+        self._wait_for_device()
         scores = self.evaluator(self.average)
         if self.scorer:
             scores |= self.scorer(self.average)
@@ -232,12 +280,16 @@ class Trainer:
     def _sample(self) -> None:
         if not self.loggers:
             return
+        self._wait_for_device()
         labels = None
         if self.average.classes:  # each row is a class
             labels = torch.arange(GRID_SIDE**2) // GRID_SIDE % self.average.classes
         sheet = grid(self.average.sample(GRID_SIDE**2, seed=self.config.seed, labels=labels), columns=GRID_SIDE)
-        save_image(sheet, self.run / SAMPLES / f"{self.training.images:012d}.png")
+        save_image(sheet, self._sheet())
         self.loggers.picture(sheet, images=self.training.images)
+
+    def _sheet(self) -> Path:
+        return self.run / SAMPLES / f"{self.training.images:012d}.png"
 
     def _save(self) -> Path:
         self._log()
@@ -252,7 +304,7 @@ class Trainer:
 
     def _conclude(self) -> bool:
         path = self._save()
-        if self._ended and not self._out_of_time():
+        if self._ending is Ending.SIGNAL and self.training.images < self.config.images:
             self.progress.say(
                 f"{self._stop_signal or 'signal'}: stopped at {self.training.images:,} images, saved {path}\n"
                 f"go on with: vitgan train --resume {self.run}"
@@ -260,7 +312,6 @@ class Trainer:
             return False
         self._evaluate()
         self._sample()
-        newest = sorted((self.run / SAMPLES).glob("*.png"))[-1]
         if self.training.images < self.config.images:
             self.progress.say(
                 f"the time limit of {self.config.max_minutes:g} minutes came before {self.config.images:,} images. "
@@ -268,7 +319,7 @@ class Trainer:
             )
         self.progress.say(
             f"done: {self.training.images:,} images in {self.elapsed / 60:.1f} minutes\n"
-            f"samples: {newest}\nmodel: {path}"
+            f"samples: {self._sheet()}\nmodel: {path}"
         )
         return True
 

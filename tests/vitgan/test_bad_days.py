@@ -155,3 +155,42 @@ def test_memory_that_runs_out(tmp_path: Path) -> None:
     again, _ = trainer(tmp_path)
     assert again.training.images == 12
     assert again.train()
+
+
+def test_the_cpu_s_memory_runs_out_too(tmp_path: Path) -> None:
+    job, _ = trainer(tmp_path)
+    job.training.step = lambda real, labels=None: torch.empty(2**60)  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(TrainingError, match=r"memory of cpu ran out .*no checkpoint had been saved.*--accumulate"):
+        job.train()
+
+
+def test_memory_that_runs_out_elsewhere_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vitgan.commands.sample.main", lambda arguments: torch.empty(2**60))
+    assert main(["sample", "run"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("vitgan sample: the memory ran out (")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_full_disk_while_logging(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = trainer(tmp_path, images=12)
+    first.train()
+    job, _ = trainer(tmp_path)
+    real_step = job.training.step
+
+    def step(real: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        assert job.loggers
+        if job.training.steps == 6:
+            job.loggers.file.close()
+            job.loggers.file = Path("/dev/full").open("a")  # noqa: SIM115
+        return real_step(real, labels)
+
+    job.training.step = step  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"No space left on device; the last good checkpoint is .*/000000000024"):
+        job.train()
+    again, _ = trainer(tmp_path)
+    assert again.train()

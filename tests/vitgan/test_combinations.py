@@ -171,8 +171,6 @@ def test_a_step_does_not_wait_for_the_device() -> None:
 
     state = training(loss=ALL, **CLASSES)
     state.step(batch(0), LABELS)
-    # PyTorch's own, whose counter is always on the CPU
-    state.average.update_parameters = lambda model: None  # type: ignore[method-assign]
     with Watch():
         state.step(batch(1), LABELS)
         assert waits == []

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from tests.vitgan.helpers import assert_same, dataset, everything, nano, trainer
 from vitgan.adversarial import Adversarial
 from vitgan.checkpoint import list_checkpoints
 from vitgan.data import TensorDataset
+from vitgan.distributed import Ranks
 from vitgan.errors import TrainingError
 from vitgan.loggers import read_metrics
 from vitgan.runs import new_run_directory, only_process_in
+from vitgan.trainer import Ending
 
 
 def test_a_run_leaves_configuration_numbers_pictures_and_checkpoints(tmp_path: Path) -> None:
@@ -37,7 +40,7 @@ def test_a_run_leaves_configuration_numbers_pictures_and_checkpoints(tmp_path: P
     assert f"{tmp_path}/samples/000000000040.png" in said
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 7])
+@pytest.mark.parametrize("stop_after", [1, 5, 8], ids=["early", "between", "when an evaluation is due"])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop_after: int) -> None:
     whole, _ = trainer(tmp_path / "whole")
     assert whole.train()
@@ -55,6 +58,31 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, st
     for number in (16, 32, 40):
         name = f"samples/{number:012d}.png"
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "parts")
+
+
+def evaluations(run: Path) -> list[dict[str, float]]:
+    return [line for line in read_metrics(run) if "sliced_wasserstein" in line]
+
+
+def test_an_evaluation_is_made_up_for_once(tmp_path: Path) -> None:
+    first, _ = trainer(tmp_path)
+    stop_after_steps(first.training, 4, lambda: first.stop("SIGTERM"))
+    first.train()
+    assert [line["images"] for line in evaluations(tmp_path)] == [0]
+    for steps in (5, 10):
+        job, _ = trainer(tmp_path)
+        stop_after_steps(job.training, steps, lambda job=job: job.stop("SIGTERM"))
+        job.train()
+    assert [line["images"] for line in evaluations(tmp_path)] == [0, 16, 32, 40]
+
+
+def test_a_signal_at_the_last_step_leaves_a_finished_run(tmp_path: Path) -> None:
+    job, said = trainer(tmp_path)
+    stop_after_steps(job.training, 10, lambda: job.stop("SIGTERM"))
+    assert job.train()
+    assert "done: 40 images" in said.getvalue()
+    assert evaluations(tmp_path)[-1]["images"] == 40
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
@@ -127,6 +155,46 @@ def test_the_time_limit_is_told_and_can_be_moved(tmp_path: Path) -> None:
     second, _ = trainer(tmp_path, max_minutes=60.0)
     assert second.train()
     assert second.training.images == 40
+
+
+def test_processes_go_by_the_first_one_s_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's own limit comes before or after: it leaves with the first one, and for the same reason."""
+    told: list[int] = []
+
+    class Second(Ranks):
+        is_first = False
+
+        def mine(self, batch: torch.Tensor) -> torch.Tensor:
+            return batch
+
+        def greatest(self, number: int) -> int:
+            told.append(number)
+            return Ending.TIME if len(told) == 3 else Ending.NONE
+
+    for index, minutes in enumerate((1e-6, 60.0)):
+        told.clear()
+        job, _ = trainer(tmp_path / str(index), max_minutes=minutes)
+        monkeypatch.setattr(job, "ranks", Second())
+        assert job.train()
+        assert told == [Ending.NONE] * 3
+
+
+def test_the_device_s_time_is_the_steps_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step only gives the device work; it is waited for before anything else is timed."""
+    job, _ = trainer(tmp_path, images=8, max_minutes=60.0)
+    waits = []
+    monkeypatch.setattr(job, "device", torch.device("cuda"))
+    monkeypatch.setattr(job, "_on_device", lambda tensor: tensor)
+
+    def synchronize(device: torch.device) -> None:
+        waits.append(device)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert job.train()
+    assert job.elapsed >= 0.1 * len(waits) > 0
+    [last] = [line for line in read_metrics(tmp_path) if "images_per_second" in line]
+    assert last["images_per_second"] <= 8 / 0.1
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
