@@ -27,7 +27,7 @@ torch.compile(lambda x: function(x, None, x), fullgraph=True)(x).sum().backward(
 # what: {who: code}; the first of each is what the others are held against
 CODE = {
     "import": {
-        "torch": "import torch",
+        "torch (a floor)": "import torch",
         "vitgan_kernels": "import vitgan_kernels",
         "vitgan": "import vitgan",
         "vitgan --help": "from vitgan.cli import main; main(['--help'])",

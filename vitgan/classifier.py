@@ -23,6 +23,7 @@ from vitgan.models import Discriminator, DiscriminatorConfig
 
 WEIGHTS = "classifier.safetensors"
 SETTINGS = "classifier.json"
+PROGRESS_EVERY = 10
 
 
 class Classifier(Discriminator):
@@ -141,9 +142,13 @@ def fit(
     lr: float,
     warm_up: float,
     seed: int,
-    progress: Callable[[float], None],
+    progress: Callable[[int, float], None],
 ) -> None:
-    """Train with Adam on cross entropy, images mirrored at random; `progress` is told the loss of each step."""
+    """Train with Adam on cross entropy, images mirrored at random.
+
+    `progress` is told the steps done and the last one's loss, every PROGRESS_EVERY steps: to read it waits for the
+    device.
+    """
     device = next(classifier.parameters()).device
     labels = cast(Tensor, dataset.labels)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
@@ -159,7 +164,8 @@ def fit(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        progress(float(loss.detach()))
+        if (step + 1) % PROGRESS_EVERY == 0 or step + 1 == steps:
+            progress(step + 1, float(loss.detach()))
     classifier.eval()
 
 

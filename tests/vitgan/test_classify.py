@@ -12,6 +12,7 @@ from PIL import Image
 
 from vitgan.classifier import Classifier, confusion, fit, learning_rate, split
 from vitgan.cli import main
+from vitgan.commands.classify import attention_picture
 from vitgan.data import Shapes, TensorDataset
 from vitgan.images import from_uint8
 from vitgan.models import DiscriminatorConfig
@@ -48,7 +49,7 @@ def test_train_then_predict_from_the_command_line(here: Path, capsys: pytest.Cap
         assert name.startswith(predicted)
         assert 0.5 < float(probability) <= 1
     with Image.open("maps/above/0.png") as picture:
-        assert picture.size == (16, 8)
+        assert picture.size == (768, 256)
     assert main(["classify", "predict", "c", "data/above/3.png"]) == 0
     assert capsys.readouterr().out.startswith("3.png\tabove")
 
@@ -127,24 +128,39 @@ def test_attention_is_what_the_operator_weighs_tokens_by() -> None:
     torch.testing.assert_close(attention.flatten(1), weights[:, 1:])
 
 
+def test_the_picture_of_attention_is_enlarged_and_lights_the_image() -> None:
+    image = torch.full((3, 16, 16), 0.5)
+    attention = torch.zeros(4, 4)
+    attention[0, 0] = 0.2
+    image_part, map_part, lit = attention_picture(image, attention).split(256, dim=2)
+    assert image_part.shape == map_part.shape == lit.shape == (3, 256, 256)
+    assert (image_part == 0.5).all()
+    assert map_part[:, 0, 0].tolist() == [1.0] * 3
+    assert map_part[:, -1, -1].tolist() == [-1.0] * 3
+    torch.testing.assert_close(lit[:, 0, 0], torch.full((3,), 0.5))
+    assert (lit[:, -1, -1] < 0).all()
+
+
 def test_it_learns() -> None:
     torch.manual_seed(0)
     dataset = Shapes(8, size=480)
     classifier = Classifier(CONFIG, dataset.modes, image_size=8)
-    losses: list[float] = []
+    losses: list[tuple[int, float]] = []
     fit(
         classifier,
         dataset,
         torch.arange(480),
-        steps=240,
+        steps=245,
         batch_size=32,
         lr=8e-3,
         warm_up=0.1,
         seed=0,
-        progress=losses.append,
+        progress=lambda done, loss: losses.append((done, loss)),
     )
-    assert losses[0] == pytest.approx(math.log(24), rel=0.3)
-    assert sum(losses[-10:]) / 10 < 0.7 * losses[0]
+    assert [done for done, _ in losses] == [*range(10, 250, 10), 245]
+    first = losses[0][1]
+    assert first == pytest.approx(math.log(24), rel=0.3)
+    assert all(loss < 0.8 * first for _, loss in losses[-5:])
     assert not classifier.training
 
 

@@ -21,6 +21,10 @@ from vitgan.images import from_uint8, save_image
 from vitgan.models import DiscriminatorConfig
 from vitgan.trainer import pick_device
 
+PICTURE_SIDE = 256
+DARKEST = 0.15
+"""Of an image lit by the attention: what is left of its brightness where there is none."""
+
 USAGE = """\
 usage: vitgan classify train|predict ...
 
@@ -123,7 +127,7 @@ def train(options: Train) -> int:
             lr=options.lr,
             warm_up=options.warm_up,
             seed=options.seed,
-            progress=lambda loss: bar.update(task, advance=1, loss=loss),
+            progress=lambda done, loss: bar.update(task, completed=done, loss=loss),
         )
     matrix = confusion(classifier, dataset, testing)
     accuracy = float(matrix.trace() / matrix.sum())
@@ -154,10 +158,16 @@ def predict(options: Predict) -> int:
 
 
 def attention_picture(image: Tensor, attention: Tensor) -> Tensor:
-    """The image (C, S, S) beside the attention (rows, columns), dark to bright, as one picture (3, S, 2 S)."""
+    """The image (C, S, S), the attention (rows, columns) from dark to bright, and the image lit by it, side by side.
+
+    Enlarged by a whole number k to PICTURE_SIDE pixels or so a side: (3, k S, 3 k S), in [-1, 1].
+    """
+    size = image.shape[-1] * max(1, PICTURE_SIDE // image.shape[-1])
     colours = image[: 1 if len(image) < 3 else 3].expand(3, -1, -1)
-    bright = F.interpolate((attention / attention.max())[None, None], size=colours.shape[1:], mode="bilinear")[0]
-    return torch.cat([colours, (bright * 2 - 1).expand(3, -1, -1)], dim=2)
+    colours = F.interpolate(colours[None], size=(size, size), mode="nearest")[0]
+    light = F.interpolate((attention / attention.max())[None, None], size=(size, size), mode="bilinear")[0]
+    lit = (colours + 1) * (DARKEST + (1 - DARKEST) * light) - 1
+    return torch.cat([colours, (light * 2 - 1).expand(3, -1, -1), lit], dim=2)
 
 
 def _with_classes(dataset: ImageDataset, name: str) -> ImageDataset:
