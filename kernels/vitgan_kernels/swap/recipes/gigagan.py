@@ -32,7 +32,7 @@ class GigaGanAttention(ModuleRecipe):
         )
 
     def obstacle(self, module: Any) -> str:
-        if module.dot_product or module.to_k is not None:
+        if module.dot_product or getattr(module, "to_k", None) is not None:
             return "its scores are products of queries and keys (dot_product=True), not distances"
         return ""
 

@@ -1,6 +1,5 @@
 """Linear layers and 1x1 convolutions whose weight is modulated per sample, as in StyleGAN2 and CIPS."""
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,7 +107,7 @@ def _is_modulated(module: nn.Module) -> bool:
     return (
         isinstance(attribute(module, *STYLE), nn.Module)
         and isinstance(attribute(module, *DEMODULATE), bool)
-        and (scale is None or math.isfinite(scale))
+        and (scale is None or isinstance(scale, int | float) or (isinstance(scale, Tensor) and scale.numel() == 1))
     )
 
 
