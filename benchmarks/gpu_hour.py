@@ -56,7 +56,7 @@ class Outcome:
 
 
 def stages(out: Path, size: str) -> list[Stage]:
-    """What is done, in order; the shares of the first run's ten minutes are seconds."""
+    """What is done, in order. A share counts against those of the stages that are still to come."""
     python = sys.executable
     launches = [python, "-m", "benchmarks.launches"]
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]

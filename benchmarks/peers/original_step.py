@@ -9,7 +9,8 @@ The same networks with the same weights, the same losses and the same images, co
 
     python -m benchmarks.peers.original_step [PRESET] [--batch N] [--repeat N] [--threads N] [--json FILE]
 
-prints the median times of a step of both, taken in turns, after a check that both compute the same losses.
+prints the median times of a step of both, taken in turns, after a check that both compute the same images, losses
+and gradients.
 """
 
 import argparse
