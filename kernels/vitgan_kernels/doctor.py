@@ -35,7 +35,7 @@ ORDERS = ("values", "first derivative", "second derivative")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know. Where it is broken, something that is promised does not work; otherwise it is an advice."""
+    """Something to know. Where it is broken, something that is promised does not work; otherwise it is advice."""
 
     what: str
     what_to_do: str
