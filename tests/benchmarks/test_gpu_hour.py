@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,12 +47,17 @@ def test_a_stage_out_of_time_may_write_what_it_has_and_the_next_runs(tmp_path: P
 
 def test_a_stage_that_ignores_the_interrupt_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_hour, "SECONDS_TO_STOP", 0.05)
-    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    start = time.monotonic()
+    ended = tmp_path / "ended"
+    code = f"""
+import pathlib, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+time.sleep(20)
+pathlib.Path({str(ended)!r}).touch()
+"""
     found = [Stage("stuck", [sys.executable, "-c", code], 1), Stage("late", PASS, 1)]
     stuck, late = run(found, tmp_path, 2, silent)
-    assert time.monotonic() - start < 30
     assert stuck.status == "out of time"
+    assert not ended.exists(), "it was waited for, and not killed"
     assert late.status == "not run"
     assert late.words == "no time was left of 2 s: give more by --seconds"
 
@@ -63,7 +67,8 @@ def test_time_left_over_goes_to_later_stages(tmp_path: Path) -> None:
     found = [Stage("a", PASS, 1), Stage("b", [], 8, missing="there is none"), Stage("c", PASS, 1)]
     outcomes = run(found, tmp_path, 1000, told.append)
     assert told[0].startswith("a: at most 500 s")
-    assert any(line.startswith(("c: at most 999 s", "c: at most 1000 s")) for line in told)
+    (limit,) = (int(line.split()[3]) for line in told if line.startswith("c: at most"))
+    assert 900 < limit <= 1000
     assert outcomes[1].status == "not run"
     assert outcomes[1].words == "there is none"
 
