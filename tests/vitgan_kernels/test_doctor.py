@@ -16,10 +16,9 @@ import torch
 
 from vitgan import cli
 from vitgan_kernels import doctor, triton_support, use_backend
+from vitgan_kernels.diagnosis import Facts, diagnose
 from vitgan_kernels.self_check import Outcome
 from vitgan_kernels.spectral_norm import native
-
-Facts = dict[str, Any]
 
 WELL = Outcome("l2_attention", "triton", "float32", 0, 1e-7, 1e-6, None)
 WRONG = Outcome("l2_attention", "triton", "bfloat16", 2, 0.5, 0.1, "the largest error is 5.0e-01, and 1.0e-01 may be")
@@ -75,7 +74,7 @@ def with_changes(changes: dict[str, Any]) -> Facts:
 
 
 def test_a_machine_where_all_is_well() -> None:
-    assert doctor.diagnose(healthy()) == []
+    assert diagnose(healthy()) == []
     assert doctor.as_text(healthy(), []).endswith("What is promised works here.")
 
 
@@ -109,7 +108,7 @@ NO_CUDA: Facts = {"extension.devices": {"cuda:0": (False, "was built without CUD
 )
 def test_what_is_broken(changes: dict[str, Any], what: str, what_to_do: str) -> None:
     facts = with_changes(changes)
-    (finding,) = doctor.diagnose(facts)
+    (finding,) = diagnose(facts)
     assert finding.broken
     assert re.search(what, finding.what), finding.what
     assert re.search(what_to_do, finding.what_to_do), finding.what_to_do
@@ -130,7 +129,7 @@ def test_what_is_broken(changes: dict[str, Any], what: str, what_to_do: str) -> 
     ],
 )
 def test_what_is_only_advice(changes: dict[str, Any], what: str) -> None:
-    (finding,) = doctor.diagnose(with_changes(changes))
+    (finding,) = diagnose(with_changes(changes))
     assert not finding.broken
     assert what in finding.what
     assert finding.what_to_do
@@ -146,12 +145,12 @@ def test_what_is_only_advice(changes: dict[str, Any], what: str) -> None:
     ],
 )
 def test_what_is_no_finding(changes: dict[str, Any]) -> None:
-    assert doctor.diagnose(with_changes(changes)) == []
+    assert diagnose(with_changes(changes)) == []
 
 
 def test_what_is_broken_comes_first() -> None:
     facts = with_changes({"triton.interpreted": True, "versions.triton": "3.9.0"})
-    assert [finding.broken for finding in doctor.diagnose(facts)] == [True, False]
+    assert [finding.broken for finding in diagnose(facts)] == [True, False]
 
 
 # On this machine, with the checks left out, which have tests of their own
