@@ -240,6 +240,18 @@ def test_a_hook_inside_a_stack_keeps_it_as_it_is() -> None:
     assert rows[1].swapped
 
 
+@pytest.mark.parametrize(
+    ("make", "inside"),
+    [(lambda: theirs.SpectralNorm(nn.Linear(5, 4)), "module"), (lambda: theirs.MultiHeadAttention(8), "att_drop")],
+)
+def test_a_hook_on_what_is_called_no_more_keeps_the_module(make: Any, inside: str) -> None:
+    model = make()
+    getattr(model, inside).register_forward_hook(lambda *_: None)
+    row = swap(model).rows[0]
+    assert not row.swapped
+    assert "hooks, which would not run" in row.now
+
+
 def test_a_forward_that_was_set_on_the_module_is_left_alone() -> None:
     model = theirs.SelfAttention(6)
     model.forward = lambda fmap: fmap

@@ -47,6 +47,9 @@ class OriginalAttention(ModuleRecipe):
     def inputs(self, module: Any) -> list[tuple[int, ...]]:
         return [(2, 7, module.emb_size)]
 
+    def covers(self, module: Any) -> Iterable[nn.Module]:
+        return [module.att_drop]
+
     @staticmethod
     def forward(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None:
@@ -172,6 +175,9 @@ class OriginalSpectralNorm(ModuleRecipe):
         if isinstance(layer, nn.Linear):
             return [(3, layer.in_features)]
         return [(2, layer.in_channels, *(3 * size for size in layer.kernel_size))]
+
+    def covers(self, module: Any) -> Iterable[nn.Module]:
+        return [module.module]
 
     @staticmethod
     def forward(module: Any, *args: Any) -> Any:
