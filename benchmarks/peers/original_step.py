@@ -6,31 +6,19 @@ The same networks with the same weights, the same losses and the same images, co
 - the SIREN's weights are modulated for each token and applied by a grouped convolution;
 - each layer runs its own power iteration in every forward pass of training;
 - the optimisers and the average go from parameter to parameter.
-
-    python -m benchmarks.peers.original_step [PRESET] [--batch N] [--repeat N] [--threads N] [--json FILE]
-
-prints the median times of a step of both, taken in turns, after a check that both compute the same images, losses
-and gradients.
 """
 
-import argparse
-import json
-import subprocess
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from benchmarks.machine import processor
 from vitgan.adversarial import Adversarial
 from vitgan.config import Config, LossConfig
 from vitgan.presets import PRESETS
@@ -219,61 +207,3 @@ def _gradient(loss: Tensor, network: nn.Module) -> Tensor:
     named = {name.replace(".source.", "."): parameter for name, parameter in network.named_parameters()}
     ordered = [named[name] for name in sorted(named)]
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, ordered, retain_graph=True)])
-
-
-def check(training: Adversarial, original: OriginalStep, real: Tensor) -> None:
-    """AssertionError unless both compute the same images, losses and gradients."""
-    numbers = draws(training)
-    for ours, theirs in zip(results(training, real, numbers), results(original, real, numbers), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("preset", nargs="?", default="tiny", choices=[n for n in PRESETS if "hybrid" not in n])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeat", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file to add the result to, as a line")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    config = settings(options.preset, options.batch)
-    training = Adversarial(config, torch.device("cpu"))
-    original = OriginalStep(training)
-    size = (options.batch, config.channels, config.image_size, config.image_size)
-    real = torch.rand(size) * 2 - 1
-    check(training, original, real)
-    times: dict[str, list[float]] = {"trainer": [], "original": []}
-    for turn in range(options.repeat + 1):
-        for name, step in (("trainer", training.step), ("original", original.step)):
-            began = time.process_time()
-            step(real)
-            if turn:  # the first allocates
-                times[name].append(time.process_time() - began)
-    percentiles = {name: np.percentile(values, [5, 50, 95]).tolist() for name, values in times.items()}
-    median = {name: values[1] for name, values in percentiles.items()}
-    ratio = median["original"] / median["trainer"]
-    print(f"{options.preset}, batch {options.batch}, {options.threads} thread(s), torch {torch.__version__}")
-    for name, value in median.items():
-        spread = f"{1000 * percentiles[name][0]:.0f} to {1000 * percentiles[name][2]:.0f}"
-        print(f"  {name:9}{1000 * value:9.1f} ms of processor time a step (5 to 95 %: {spread})")
-    print(f"  original / trainer = {ratio:.2f}")
-    if options.json:
-        line = {
-            "preset": options.preset,
-            "batch": options.batch,
-            "threads": options.threads,
-            "steps": options.repeat,
-            "seconds of processor time (5, 50, 95 %)": percentiles,
-            "ratio of medians": ratio,
-            "cpu": processor(),
-            "torch": torch.__version__,
-            "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        }
-        with options.json.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-if __name__ == "__main__":
-    main()
