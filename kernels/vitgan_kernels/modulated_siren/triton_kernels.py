@@ -197,6 +197,7 @@ def input_backward(
         if DSTYLE is not None:
             x = _load(X, _x_row(sample, point, points, SHARED), valid, n, inputs).to(tl.float32)
             _store_sums_of_samples(DSTYLE, du * x, tile, n, batch, points, inputs, SAMPLES, POINTS)
+            tl.debug_barrier()  # DX may be X's own memory: each thread has read before any writes
         if DX is not None:
             dx = _modulated(du, STYLE, sample, valid, n, inputs)
             if SHARED:
