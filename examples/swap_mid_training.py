@@ -81,8 +81,10 @@ def main(picture: str = "swap.png", before: int = 60, after: int = 90) -> None:
     fall = losses[0] - swapped[-1]
     print(f"the loss fell by {fall:.3f}; the curves are at most {apart:.1e} apart; drawn in {picture}")
     assert fall > 0.5, "nothing was learnt"
-    assert apart < 1e-4, "the swap changed the training"
+    assert apart < 1e-9, "the swap changed the training"
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the tensors are too small to share out
+    torch.set_default_dtype(torch.float64)  # in float32 a spike of the loss makes 1e-2 of a rounding
     main(*sys.argv[1:])

@@ -84,4 +84,5 @@ def main(steps: int = 400, batch: int = 32) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the tensors are too small to share out
     main()

@@ -57,7 +57,7 @@ def read_settings(arguments: list[str]) -> Settings:
         config = _parse(flags, before)
         check_resumable(before=before, now=config)
         return Settings(config, chosen.resume)
-    config = _parse(flags, _from_file(chosen.config, _preset(chosen.preset or "tiny")))
+    config = _parse(flags, _from_file(chosen.config, chosen.preset))
     run = newest_run(config) if auto else None
     if run is not None:
         before = load_config(run)
@@ -99,13 +99,19 @@ def _preset(name: str) -> Config:
     return PRESETS[name]
 
 
-def _from_file(path: Path | None, default: Config) -> Config:
+def _from_file(path: Path | None, preset: str | None) -> Config:
+    """The preset, its own or the file's, with the file's values."""
     if path is None:
-        return default
+        return _preset(preset or "tiny")
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        config: Config = from_dict(Config, values, default=default)
+        named = values.get("preset") if isinstance(values, dict) else None
+        if preset is not None and named not in (None, preset):
+            raise ValueError(
+                f"it is made for the preset {named!r}, and --preset says {preset!r}: leave one of them out"
+            )
+        config: Config = from_dict(Config, values, default=_preset(preset or named or "tiny"))
     except (UnicodeDecodeError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     return config

@@ -135,6 +135,8 @@ def test_project_writes_both_images_and_w(runs: Path, here: Path, capsys: pytest
     torch.testing.assert_close(rendered, torch.from_numpy(found["image"]))
     assert "dB" in capsys.readouterr().out
     (here / "broken.png").write_bytes(b"no image")
+    assert main(["project", model, "photo.png", "--out", "p.npz"]) == 1
+    assert "--out must name a picture, such as p.png, got p.npz" in capsys.readouterr().err
     assert main(["project", model, "broken.png"]) == 1
     assert "broken.png cannot be read" in capsys.readouterr().err
 

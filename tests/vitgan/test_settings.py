@@ -42,6 +42,14 @@ def test_flags_come_after_the_file_and_the_file_after_the_preset(here: Path) -> 
     assert config == expected
 
 
+def test_a_preset_in_the_file_is_where_its_values_start_from(here: Path) -> None:
+    file = write(here / "a.toml", 'preset = "cifar10"\nimages = 5\n')
+    assert read_settings(file).config == replace(PRESETS["cifar10"], images=5)
+    assert read_settings(["--preset", "cifar10", *file]).config == replace(PRESETS["cifar10"], images=5)
+    with pytest.raises(ValueError, match="made for the preset 'cifar10', and --preset says 'tiny'"):
+        read_settings(["--preset", "tiny", *file])
+
+
 def test_the_configuration_saved_with_a_run_is_a_file_for_another(here: Path) -> None:
     before = nano(images=99, out=None)
     save_config(before, here)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 from rich.progress import Progress
 
 from vitgan.checkpoint import load_generator
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Project, args=arguments, prog="vitgan project")
     if options.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {options.steps}")
+    if options.out.suffix.lower() not in Image.registered_extensions() or options.out.is_dir():
+        raise ValueError(f"--out must name a picture, such as {options.out.with_suffix('.png')}, got {options.out}")
     generator = load_generator(options.model, device=pick_device(options.device))
     content = options.image.read_bytes()
     try:

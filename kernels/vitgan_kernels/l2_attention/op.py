@@ -45,7 +45,9 @@ def l2_attention(
     Derivatives: reference: reverse mode to any order, forward mode. triton: reverse mode to order 2, each order fused;
     order 3 is an error; forward mode and torch.func run the reference.
 
-    Precision: scores, softmax and sums are float32 for lower dtypes. The kernels round probabilities to the dtype of
+    Precision: scores, softmax and sums are float32 for lower dtypes. The scores of "sqeuclidean" come from the expanded
+    square, whose rounding grows with scale * |k|^2: shift tokens that lie far from the origin (all by the same vector,
+    which changes no distance). The kernels round probabilities to the dtype of
     the inputs before they multiply values; products of float32 follow PyTorch's setting
     (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy where a query nearly
     is a key, in proportion to |q| / distance; the reference, which subtracts first, does not.

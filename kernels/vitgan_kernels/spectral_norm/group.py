@@ -58,13 +58,21 @@ class SpectralNormGroup:
         self.backend = backend
         self.names: list[str] = []
         self.layers: list[nn.Module] = []
-        for name, layer in list(module.named_modules()):
-            if _is_matrix(layer) and (only is None or only(name, layer)):
-                self._add(name, layer, improved)
-        if not self.names:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"SpectralNormGroup: a torch.nn.Module is needed, got {type(module).__name__}")
+        found = [(name, layer) for name, layer in module.named_modules() if _is_matrix(layer)]
+        states = {
+            name: self._state_for(name, layer, improved) for name, layer in found if only is None or only(name, layer)
+        }
+        if not states:
             raise ValueError(
                 f"SpectralNormGroup: {type(module).__name__} has no weight of two or more dimensions to normalise"
             )
+        for name, layer in found:  # only now: what raises leaves the model as it was
+            if name in states:
+                parametrize.register_parametrization(layer, "weight", states[name], unsafe=True)
+                self.names.append(name)
+                self.layers.append(layer)
         module.register_forward_pre_hook(self._scale_all)
         module.register_forward_hook(self._forget, always_call=True)
 
@@ -72,17 +80,14 @@ class SpectralNormGroup:
         """The present estimate u^T W v of each matrix's largest singular value, by layer name."""
         return {name: state.sigma(_original(layer)) for name, layer, state in self._entries()}
 
-    def _add(self, name: str, layer: nn.Module, improved: bool) -> None:
+    def _state_for(self, name: str, layer: nn.Module, improved: bool) -> "_Scale":
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             raise ValueError(
                 f"SpectralNormGroup: {name} is a transposed convolution, not supported: leave it out with only="
             )
         if parametrize.is_parametrized(layer, "weight"):
             raise ValueError(f"SpectralNormGroup: the weight of {name} is parametrised already: remove that first")
-        state = _Scale(cast(Tensor, layer.weight).detach(), improved=improved, eps=self.eps, name=name)
-        parametrize.register_parametrization(layer, "weight", state, unsafe=True)
-        self.names.append(name)
-        self.layers.append(layer)
+        return _Scale(cast(Tensor, layer.weight).detach(), improved=improved, eps=self.eps, name=name)
 
     def _entries(self) -> list[tuple[str, nn.Module, "_Scale"]]:
         return [(name, layer, _state(layer)) for name, layer in zip(self.names, self.layers, strict=True)]

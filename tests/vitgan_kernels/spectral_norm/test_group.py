@@ -341,6 +341,13 @@ def test_a_weight_of_zeros() -> None:
     nn.init.zeros_(model.get_parameter("deep.2.weight"))
     with pytest.raises(ValueError, match=r"the weight of deep\.2 is zero and has no spectral norm to scale by"):
         SpectralNormGroup(model)
+    nn.init.ones_(model.get_parameter("deep.2.weight"))
+    SpectralNormGroup(model)  # what failed has changed nothing
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(TypeError, match=r"a torch\.nn\.Module is needed, got str"):
+        SpectralNormGroup("model")  # type: ignore[arg-type]
 
 
 def test_a_transposed_convolution() -> None:
