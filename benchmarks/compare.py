@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results import ResultError, Row, Run, percentiles
+from benchmarks.records import ResultError, Row, Run, percentiles
 
 WORSE = ("slower", "lost", "more memory")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.machine import pick_device
-from benchmarks.results import FOLDER
+from benchmarks.records import FOLDER
 from benchmarks.session import SECONDS, Session
 
 SESSION: Session | None = None

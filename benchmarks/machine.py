@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.results import Ceilings, Row, Run
+from benchmarks.records import Ceilings, Row, Run
 
 CEILING_REPEATS = 15
 CACHE_BYTES = {"cpu": 64 << 20, "cuda": 128 << 20}  # at least twice the last cache of what this is likely to run on

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import CACHE_BYTES
-from benchmarks.results import Ceilings, Row, percentiles
+from benchmarks.records import Ceilings, Row, percentiles
 
 Function = Callable[..., Any]
 Call = Callable[[], object]

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.measure import Case, Contender, Measured, measure
-from benchmarks.results import FOLDER, Row
+from benchmarks.records import FOLDER, Row
 from vitgan_kernels.backends import OPERATORS
 
 SECONDS = {"small": 0.25, "paper": 0.5}  # for each contender, twice

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.machine import pick_device
 from benchmarks.measure import Call, Measured, judged, largest_error, reason, take_turns, untimed, with_times
 from benchmarks.peers.original_step import OriginalStep, draws, results, settings
-from benchmarks.results import Row
+from benchmarks.records import Row
 from benchmarks.session import CLOCK, SECONDS, Session, show
 from vitgan.adversarial import Adversarial
 from vitgan_kernels import use_backend

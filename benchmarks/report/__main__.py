@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.predictions.devices import GPUS
+from benchmarks.records import FOLDER, ResultError, Run, all_runs
 from benchmarks.report import predicted, readme
 from benchmarks.report.page import page
-from benchmarks.results import FOLDER, ResultError, Run, all_runs
 
 ROOT = Path(__file__).parents[2]
 

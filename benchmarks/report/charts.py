@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from benchmarks.records import Row, Run
 from benchmarks.report.svg import WIDTH, Drawing, LogAxis, hue, shortened, text_width
 from benchmarks.report.tables import MEASURES, Comparison, Quantity, Scaling, comparisons, median, scalings
 from benchmarks.report.units import milliseconds, percent, rate, short, size, tick
-from benchmarks.results import Row, Run
 
 LEFT, TOP, PLOT = 58.0, 34.0, 210.0
 RIGHT = WIDTH - 10.0

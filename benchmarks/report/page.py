@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 
+from benchmarks.records import Row, Run
 from benchmarks.report import charts, svg
 from benchmarks.report.svg import Drawing
 from benchmarks.report.tables import Comparison, comparisons, median, share_of_floor, spread
 from benchmarks.report.units import digits, milliseconds, percent, rate, size
-from benchmarks.results import Row, Run
 
 STYLE = """
 body{margin:0;background:var(--surface);color:var(--ink);font:16px/1.5 %(font)s}

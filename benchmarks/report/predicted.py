@@ -6,9 +6,9 @@ from html import escape
 from benchmarks.predictions import figures, model
 from benchmarks.predictions.devices import GPUS, Gpu
 from benchmarks.predictions.figures import CaseFigures
+from benchmarks.records import Run
 from benchmarks.report.tables import MEASURES, median
 from benchmarks.report.units import milliseconds
-from benchmarks.results import Run
 
 
 def section(runs: Sequence[Run]) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.records import Run
 from benchmarks.report import charts, svg
 from benchmarks.report.tables import Comparison, main_cases, median, share_of_floor
 from benchmarks.report.units import milliseconds, percent
-from benchmarks.results import Run
 
 BEGIN = "<!-- benchmarks: begin (python -m benchmarks.report --readme) -->"
 END = "<!-- benchmarks: end -->"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from benchmarks.records import Row, Run
 from benchmarks.report.units import times
-from benchmarks.results import Row, Run
 
 Quantity = Literal["time", "memory"]
 LESS = "(a floor)"  # ends the name of what computes less

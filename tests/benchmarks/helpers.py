@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.results import Ceilings, Row, Run, Times
+from benchmarks.records import Ceilings, Row, Run, Times
 
 
 def row(**changes: Any) -> Row:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compare import changes, main, repeat_noise
-from benchmarks.results import Row, Run, Times
+from benchmarks.records import Row, Run, Times
 from tests.benchmarks.helpers import row, run
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Case, Contender, Function, Inputs, Measured, largest_error, measure, one_pass, take_turns
-from benchmarks.results import Ceilings, percentiles
+from benchmarks.records import Ceilings, percentiles
 from tests.benchmarks.helpers import run
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from benchmarks import test_l2_attention, test_modulated_siren, test_spectral_norm
 from benchmarks.measure import Case, Contender, largest_error, measure
 from benchmarks.peers.original_step import OriginalStep, draws, results, settings
-from benchmarks.results import Ceilings
+from benchmarks.records import Ceilings
 from vitgan.adversarial import Adversarial
 
 CPU = torch.device("cpu")

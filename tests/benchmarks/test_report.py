@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.records import Row, Times
 from benchmarks.report import charts, readme, svg, units
 from benchmarks.report.__main__ import latest, main, unmeasured
 from benchmarks.report.page import page
 from benchmarks.report.tables import comparisons, main_cases, scalings
-from benchmarks.results import Row, Times
 from tests.benchmarks import helpers
 from tests.benchmarks.helpers import run
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.results import ResultError, Run, Times, all_runs, percentiles
+from benchmarks.records import ResultError, Run, Times, all_runs, percentiles
 from tests.benchmarks.helpers import row, run
 
 
