@@ -5,6 +5,7 @@ and, if not, why not. "auto" takes the first that can; a backend asked for by na
 never a silent detour.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,16 +31,26 @@ class Implementation:
 
 
 class Operator:
-    """An operator's implementations, in order of preference; the last one must serve every legal call."""
+    """An operator's implementations, in order of preference; the last one must serve every legal call.
 
-    def __init__(self, name: str, implementations: list[Implementation]) -> None:
+    `arguments` takes those of the operator's own function, but `backend`, raises what that raises where they are not
+    legal, and returns the (args, kwargs) that implementations take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]],
+        implementations: list[Implementation],
+    ) -> None:
         self.name = name
+        self.arguments = arguments
         self.implementations = implementations
         OPERATORS[name] = self
 
     def select(self, backend: str | None, *args: Any, **kwargs: Any) -> Implementation:
-        """The implementation that serves this call. Raises BackendError where a forced backend cannot."""
-        wanted = checked_backend(backend) if backend is not None else _default_backend
+        """The implementation that serves these checked arguments. Raises BackendError where a forced backend cannot."""
+        wanted = checked_backend(backend) if backend is not None else _default()
         if wanted == "auto":
             return next(i for i in self.implementations if i.can_handle(*args, **kwargs)[0])
         reason = f"{self.name} has no {wanted} implementation"
@@ -50,10 +61,17 @@ class Operator:
                     return implementation
         raise BackendError(
             f"backend {wanted!r} was asked for, but cannot run this call of {self.name}: {reason}. "
-            f"Use backend='auto' to let another implementation serve it."
+            f"Use backend='auto' to let another implementation serve it{_where_it_was_asked_for(backend)}."
         )
 
     def explain(self, backend: str | None, *args: Any, **kwargs: Any) -> str:
+        signature = inspect.signature(self.arguments)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            takes = ", ".join(signature.parameters)
+            raise TypeError(f"explain: a call of {self.name} takes {takes} and backend: {error}") from None
+        args, kwargs = self.arguments(*args, **kwargs)
         try:
             chosen = self.select(backend, *args, **kwargs).backend
         except BackendError as error:
@@ -79,14 +97,32 @@ def checked_backend(name: str) -> str:
     return name
 
 
-_default_backend = checked_backend(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+# Checked when it is used, not here: an import that raises leaves nobody to say what to do about it.
+_from_environment = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+_default_backend = _from_environment
+
+
+def _default() -> str:
+    if _default_backend not in BACKENDS:
+        raise BackendError(
+            f"unknown backend {_default_backend!r} in the environment variable {ENVIRONMENT_VARIABLE}: unset it, or "
+            f"set it to one of {', '.join(BACKENDS)}"
+        )
+    return _default_backend
+
+
+def _where_it_was_asked_for(backend: str | None) -> str:
+    """What else there is to change, where no argument and no `use_backend` has asked for a backend."""
+    by_environment = backend is None and _default_backend == _from_environment
+    return f", or unset {ENVIRONMENT_VARIABLE}" if by_environment else ""
 
 
 @contextmanager
 def use_backend(name: BackendName) -> Iterator[None]:
     """Run every operator called inside the block on one backend, or raise where it cannot (process-wide).
 
-    The environment variable VITGAN_KERNELS_BACKEND sets the same for a whole process, read at import.
+    The environment variable VITGAN_KERNELS_BACKEND sets the same for a whole process; it is read at import and
+    checked at the first call.
     """
     global _default_backend
     before, _default_backend = _default_backend, checked_backend(name)
@@ -105,7 +141,9 @@ def explain(op_name: str, *tensors: Any, backend: str | None = None, **kwargs: A
         backend: as in the call itself.
 
     Raises:
-        ValueError: there is no such operator.
+        ValueError: there is no such operator, or no such backend.
+        TypeError: the call has an argument too many or too few.
+        What the call itself would raise for its arguments.
     """
     if op_name not in OPERATORS:
         raise ValueError(f"unknown operator {op_name!r}: choose one of {', '.join(sorted(OPERATORS))}")

@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # PyTorch has no arithmetic in narrower ones
+
 
 def check_tensors(op: str, *, optional: str = "", **tensors: Tensor | None) -> None:
-    """Raise unless all given are floating-point tensors of one dtype on one device.
+    """Raise unless all given are tensors of one of the DTYPES, the same, on one device.
 
     A tensor may be None where its name begins with `optional`.
     """
@@ -18,8 +20,11 @@ def check_tensors(op: str, *, optional: str = "", **tensors: Tensor | None) -> N
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}: convert it, e.g. {name}.float()")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{op}: {name} must be floating point, got {tensor.dtype}: convert it to float16, bfloat16, float32 or "
+                f"float64, e.g. {name}.float()"
+            )
         if first is None:
             first_name, first = name, tensor
         elif tensor.dtype != first.dtype:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from vitgan_kernels.backends import ENVIRONMENT_VARIABLE
+from vitgan_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE
 
 Facts = dict[str, Any]
 ORDERS = ("values", "first derivative", "second derivative")
@@ -94,6 +94,9 @@ def _about_triton(facts: Facts) -> list[Finding]:
 
 def _about_the_choice(facts: Facts) -> list[Finding]:
     forced = facts["forced backend"]
+    if forced not in BACKENDS:
+        what = f"{ENVIRONMENT_VARIABLE}={forced} is set, and there is no backend of that name"
+        return [Finding(what, f"unset {ENVIRONMENT_VARIABLE}, or set it to one of {', '.join(BACKENDS)}", True)]
     unable = [name for name, operator in facts["operators"].items() if operator["backend"] is None]
     if not unable:
         return []

@@ -54,7 +54,7 @@ def gather() -> Facts:
             "needed": _triton_needed(),
             "interpreted": triton_support.INTERPRETED,
         },
-        "forced backend": os.environ.get(ENVIRONMENT_VARIABLE, "auto"),
+        "forced backend": os.environ.get(ENVIRONMENT_VARIABLE) or "auto",
         "device": device,
         "operators": {case.operator: _choice(case.operator, *case.arguments(*case.inputs)) for case in cases(device)},
         "checks": [asdict(outcome) | {"passed": outcome.passed} for outcome in outcomes],

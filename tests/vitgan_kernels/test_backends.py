@@ -51,6 +51,7 @@ def toy() -> Iterator[Operator]:
     """An operator with an implementation that serves even numbers only, in front of the reference."""
     operator = Operator(
         "toy",
+        lambda n: ((n,), {}),
         [
             Implementation("cpp", lambda n: f"cpp {n}", lambda n: (n % 2 == 0, "even" if n % 2 == 0 else "odd number")),
             Implementation("reference", lambda n: f"reference {n}", always),
@@ -143,6 +144,25 @@ def test_explain_takes_the_arguments_of_a_call() -> None:
     assert explain("modulated_linear", X, X, X, activation="sine").startswith("modulated_linear: ")
 
 
+def test_explain_refuses_what_the_call_refuses() -> None:
+    with pytest.raises(ValueError, match="l2_attention: k and v must have the same number of tokens"):
+        explain("l2_attention", X, None, X[:2])
+    with pytest.raises(ValueError, match="modulated_linear: weight must be"):
+        explain("modulated_linear", X, X[:, :2], X)
+    with pytest.raises(TypeError, match=r"modulated_siren: weights\[0\] must be a Tensor, got NoneType"):
+        explain("modulated_siren", X, [None], [X])
+    with pytest.raises(ValueError, match="spectral_norm: n_iterations must be"):
+        explain("spectral_norm", [X], [torch.ones(5)], [torch.ones(3)], n_iterations=-1)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_explain_of_a_call_with_other_arguments_names_those_there_are(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"a call of {name} takes .*, .* and backend: missing a required argument: '"):
+        explain(name)
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'size'"):
+        explain(name, X, X, X, size=3)
+
+
 def test_explain_of_an_unknown_operator() -> None:
     with pytest.raises(ValueError, match=r"unknown operator 'attention': choose one of l2_attention, modulated_linear"):
         explain("attention", X)
@@ -165,14 +185,16 @@ def test_the_environment_variable_sets_the_default_of_a_process() -> None:
                 with vitgan_kernels.use_backend("auto"):
                     vitgan_kernels.modulated_linear(x, x, x)
                 vitgan_kernels.modulated_linear(x, x, x)
-            except (RuntimeError, ValueError) as error:
+            except RuntimeError as error:
                 print(type(error).__name__, error)
             sys.stdout.flush()
             os._exit(0)
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    explained_reference, explained_triton, raised_triton, raised_fastest = result.stdout.splitlines()
+    explained_reference, explained_triton, raised_triton, explained_fastest, raised_fastest = result.stdout.splitlines()
     assert explained_reference == "modulated_linear: reference runs"
     assert explained_triton.startswith("backend 'triton' was asked for, but cannot run this call of modulated_linear")
     assert raised_triton == f"BackendError {explained_triton}"
-    assert raised_fastest.startswith("ValueError unknown backend 'fastest': choose one of auto, reference, ")
+    assert explained_triton.endswith("or unset VITGAN_KERNELS_BACKEND.")
+    assert explained_fastest.startswith("unknown backend 'fastest' in the environment variable VITGAN_KERNELS_BACKEND")
+    assert raised_fastest == f"BackendError {explained_fastest}"

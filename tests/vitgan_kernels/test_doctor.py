@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vitgan import cli
-from vitgan_kernels import doctor, triton_support, use_backend
+from vitgan_kernels import backends, doctor, triton_support, use_backend
 from vitgan_kernels.diagnosis import Facts, diagnose
 from vitgan_kernels.self_check import Outcome
 from vitgan_kernels.spectral_norm import native
@@ -259,6 +259,15 @@ def test_a_backend_that_is_forced_and_cannot_run(report: Report) -> None:
     assert facts["operators"]["l2_attention"]["backend"] is None
     assert "cannot run a call here of l2_attention" in broken(facts)[0]
     assert "has no cuda implementation" in facts["operators"]["l2_attention"]["why"][0]
+
+
+def test_a_forced_backend_of_no_known_name(monkeypatch: pytest.MonkeyPatch, report: Report) -> None:
+    monkeypatch.setattr(backends, "_default_backend", "fastest")
+    monkeypatch.setenv("VITGAN_KERNELS_BACKEND", "fastest")
+    status, facts = report()
+    assert status == 1
+    assert broken(facts) == ["VITGAN_KERNELS_BACKEND=fastest is set, and there is no backend of that name"]
+    assert "one of auto, reference, " in facts["findings"][0]["what_to_do"]
 
 
 def test_the_pin_of_pytorch_s_own_metadata_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

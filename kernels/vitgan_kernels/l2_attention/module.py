@@ -5,7 +5,8 @@ from collections.abc import Callable
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitgan_kernels.l2_attention.op import l2_attention
+from vitgan_kernels.backends import checked_backend
+from vitgan_kernels.l2_attention.op import check_settings, l2_attention
 from vitgan_kernels.l2_attention.reference import Metric
 
 
@@ -37,6 +38,9 @@ class L2SelfAttention(nn.Module):
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"L2SelfAttention: dim must be a multiple of heads, got dim={dim}, heads={heads}")
+        check_settings("L2SelfAttention", scale, metric)
+        if backend is not None:
+            checked_backend(backend)
         self.heads = heads
         self.scale = scale
         self.metric = metric

@@ -1,5 +1,7 @@
 """The public function: argument checks and the choice of an implementation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, broadcast_shapes
 
@@ -52,17 +54,30 @@ def l2_attention(
     (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy where a query nearly
     is a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
     """
+    args, options = _arguments(q, k, v, scale=scale, metric=metric)
+    with without_autocast(args[0]):
+        return OPERATOR.select(backend, *args, **options).run(*args, **options)
+
+
+def _arguments(
+    q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None = None, metric: Metric = "sqeuclidean"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the implementations take, checked."""
     if k is q:
         k = None
     q, k, v = autocast(q, k, v)  # type: ignore[assignment]
     check_tensors("l2_attention", optional="k", q=q, k=k, v=v)
     _check_shapes(q, q if k is None else k, v)
+    check_settings("l2_attention", scale, metric)
+    return (q, k, v), {"scale": scale, "metric": metric}
+
+
+def check_settings(op: str, scale: float | None, metric: str) -> None:
+    """Raise ValueError unless scale and metric are legal."""
     if scale is not None:
-        check_finite_number("l2_attention", "scale", scale)
+        check_finite_number(op, "scale", scale)
     if metric not in METRICS:
-        raise ValueError(f"l2_attention: metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    with without_autocast(q):
-        return OPERATOR.select(backend, q, k, v, scale=scale, metric=metric).run(q, k, v, scale=scale, metric=metric)
+        raise ValueError(f"{op}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -130,6 +145,7 @@ def _on_interpreter(*args: Tensor, **kwargs: object) -> tuple[bool, str]:
 
 OPERATOR = Operator(
     "l2_attention",
+    _arguments,
     [
         Implementation("triton", _fused, _on_gpu),
         Implementation("reference", reference.l2_attention, always),

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from vitgan_kernels.backends import checked_backend
+from vitgan_kernels.checks import check_finite_number
 from vitgan_kernels.modulated_siren.op import modulated_siren
 
 
@@ -57,6 +59,9 @@ class ModulatedSiren(nn.Module):
                 f"hidden_features={hidden_features}, out_features={out_features}, style_features={style_features}, "
                 f"hidden_layers={hidden_layers}, omega={omega}"
             )
+        check_finite_number("ModulatedSiren", "omega", omega)
+        if backend is not None:
+            checked_backend(backend)
         self.omega = math.sqrt(2) if demodulate else omega
         self.demodulate = demodulate
         self.backend = backend

@@ -4,6 +4,7 @@ Triton comes first on a GPU. On the CPU its interpreter, where it is on, serves 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -11,28 +12,6 @@ from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
 from vitgan_kernels.modulated_siren import reference, registered
 from vitgan_kernels.triton_support import INTERPRETED
-
-LINEAR = Operator(
-    "modulated_linear",
-    [
-        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=False)),
-        Implementation("reference", reference.modulated_linear, always),
-    ],
-)
-SIREN = Operator(
-    "modulated_siren",
-    [
-        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=False)),
-        Implementation("reference", reference.modulated_siren, always),
-    ],
-)
-if INTERPRETED:
-    LINEAR.implementations.append(
-        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=True))
-    )
-    SIREN.implementations.append(
-        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=True))
-    )
 
 
 def modulated_linear(
@@ -72,6 +51,25 @@ def modulated_linear(
 
     Derivatives: reverse mode to any order, fused by the kernels at order one; forward mode by the reference.
     """
+    args, options = _linear_arguments(
+        x, weight, style, bias, activation=activation, omega=omega, demodulate=demodulate, eps=eps
+    )
+    with without_autocast(args[0]):
+        return LINEAR.select(backend, *args, **options).run(*args, **options)
+
+
+def _linear_arguments(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    omega: float = 30.0,
+    demodulate: bool = False,
+    eps: float = 1e-8,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the implementations take, checked."""
     x, weight, style, bias = autocast(x, weight, style, bias)  # type: ignore[assignment]
     check_tensors("modulated_linear", optional="bias", x=x, weight=weight, style=style, bias=bias)
     _check_activation("modulated_linear", activation)
@@ -81,9 +79,7 @@ def modulated_linear(
         raise ValueError(f"modulated_linear: eps must not be negative, got {eps}")
     _check_input("modulated_linear", x, style)
     _check_layer("modulated_linear", "", x.shape[-1], weight, style, bias)
-    options = {"activation": activation, "omega": omega, "demodulate": demodulate, "eps": eps}
-    with without_autocast(x):
-        return LINEAR.select(backend, x, weight, style, bias, **options).run(x, weight, style, bias, **options)
+    return (x, weight, style, bias), {"activation": activation, "omega": omega, "demodulate": demodulate, "eps": eps}
 
 
 def modulated_siren(
@@ -112,6 +108,24 @@ def modulated_siren(
 
     Raises and derivatives: as `modulated_linear`.
     """
+    args, options = _siren_arguments(
+        x, weights, styles, biases, omega=omega, demodulate=demodulate, final_activation=final_activation
+    )
+    with without_autocast(args[0]):
+        return SIREN.select(backend, *args, **options).run(*args, **options)
+
+
+def _siren_arguments(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    styles: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    omega: float = 30.0,
+    demodulate: bool = False,
+    final_activation: str | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the implementations take, checked."""
     op = "modulated_siren"
     if any(isinstance(layers, Tensor) for layers in (weights, styles, biases)):
         raise TypeError(f"{op}: weights, styles and biases must be lists with one tensor a layer, got a tensor")
@@ -137,8 +151,7 @@ def modulated_siren(
             raise ValueError(f"{op}: styles must share one batch size, got {[tuple(s.shape) for s in styles]}")
         width = weight.shape[0]
     options = {"omega": omega, "demodulate": demodulate, "final_activation": final_activation}
-    with without_autocast(x):
-        return SIREN.select(backend, x, weights, styles, biases, **options).run(x, weights, styles, biases, **options)
+    return (x, weights, styles, biases), options
 
 
 def _check_activation(op: str, activation: str | None) -> None:
@@ -164,3 +177,28 @@ def _check_layer(op: str, where: str, width: int, weight: Tensor, style: Tensor,
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias{where} must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+
+
+LINEAR = Operator(
+    "modulated_linear",
+    _linear_arguments,
+    [
+        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=False)),
+        Implementation("reference", reference.modulated_linear, always),
+    ],
+)
+SIREN = Operator(
+    "modulated_siren",
+    _siren_arguments,
+    [
+        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=False)),
+        Implementation("reference", reference.modulated_siren, always),
+    ],
+)
+if INTERPRETED:
+    LINEAR.implementations.append(
+        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=True))
+    )
+    SIREN.implementations.append(
+        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=True))
+    )

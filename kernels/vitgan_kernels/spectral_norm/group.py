@@ -10,8 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
+from vitgan_kernels.backends import checked_backend
 from vitgan_kernels.checks import without_autocast
-from vitgan_kernels.spectral_norm.op import spectral_norm
+from vitgan_kernels.spectral_norm.op import check_settings, spectral_norm
 
 
 class SpectralNormGroup:
@@ -53,6 +54,9 @@ class SpectralNormGroup:
         only: Callable[[str, nn.Module], bool] | None = None,
         backend: str | None = None,
     ) -> None:
+        check_settings("SpectralNormGroup", n_iterations, eps)
+        if backend is not None:
+            checked_backend(backend)
         self.n_iterations = n_iterations
         self.eps = eps
         self.backend = backend

@@ -87,16 +87,6 @@ _is_built._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-OPERATOR = Operator(
-    "spectral_norm",
-    [
-        Implementation("cuda", _compiled, _can_run_cuda),
-        Implementation("cpp", _compiled, _can_run_cpp),
-        Implementation("reference", reference.spectral_norm, always),
-    ],
-)
-
-
 def spectral_norm(
     weights: Sequence[Tensor],
     u: Sequence[Tensor],
@@ -140,6 +130,25 @@ def spectral_norm(
     one, fused; a second order is an error, but in the reference, which has any order. Under forward mode and torch.func
     the reference runs.
     """
+    args, options = _arguments(
+        weights, u, v, sigma_init=sigma_init, n_iterations=n_iterations, eps=eps, update=update, dtype=dtype
+    )
+    with without_autocast(args[0][0]):
+        return OPERATOR.select(backend, *args, **options).run(*args, **options)
+
+
+def _arguments(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    *,
+    sigma_init: Tensor | None = None,
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    update: bool = True,
+    dtype: torch.dtype | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the implementations take, checked."""
     weights, u, v = list(weights), list(u), list(v)
     if not weights or not len(weights) == len(u) == len(v):
         raise ValueError(
@@ -152,16 +161,20 @@ def spectral_norm(
         _check_matrix(i, weight, u_l, v_l)
     if sigma_init is not None and sigma_init.shape != (len(weights),):
         raise ValueError(f"spectral_norm: sigma_init must be ({len(weights)},), got {tuple(sigma_init.shape)}")
-    if not isinstance(n_iterations, int) or n_iterations < 0:
-        raise ValueError(f"spectral_norm: n_iterations must be an integer of at least 0, got {n_iterations!r}")
-    check_finite_number("spectral_norm", "eps", eps)
-    if eps <= 0:
-        raise ValueError(f"spectral_norm: eps must be positive, got {eps}")
+    check_settings("spectral_norm", n_iterations, eps)
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"spectral_norm: dtype must be a floating-point dtype or None, got {dtype}")
     options = {"sigma_init": sigma_init, "n_iterations": n_iterations, "eps": eps, "update": update, "dtype": dtype}
-    with without_autocast(weights[0]):
-        return OPERATOR.select(backend, weights, u, v, **options).run(weights, u, v, **options)
+    return (weights, u, v), options
+
+
+def check_settings(op: str, n_iterations: int, eps: float) -> None:
+    """Raise ValueError unless both are legal."""
+    if not isinstance(n_iterations, int) or isinstance(n_iterations, bool) or n_iterations < 0:
+        raise ValueError(f"{op}: n_iterations must be an integer of at least 0, got {n_iterations!r}")
+    check_finite_number(op, "eps", eps)
+    if eps <= 0:
+        raise ValueError(f"{op}: eps must be positive, got {eps}")
 
 
 def _check_matrix(i: int, weight: Tensor, u: Tensor, v: Tensor) -> None:
@@ -176,3 +189,14 @@ def _check_matrix(i: int, weight: Tensor, u: Tensor, v: Tensor) -> None:
         )
     if u.requires_grad or v.requires_grad:
         raise ValueError(f"spectral_norm: u[{i}] and v[{i}] are constants and must not require a gradient: detach them")
+
+
+OPERATOR = Operator(
+    "spectral_norm",
+    _arguments,
+    [
+        Implementation("cuda", _compiled, _can_run_cuda),
+        Implementation("cpp", _compiled, _can_run_cpp),
+        Implementation("reference", reference.spectral_norm, always),
+    ],
+)

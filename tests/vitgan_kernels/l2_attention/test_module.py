@@ -86,6 +86,19 @@ def test_heads_that_do_not_divide(dim: int, heads: int) -> None:
         L2SelfAttention(dim, heads)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"metric": "cosine"}, "L2SelfAttention: metric must be one of sqeuclidean, euclidean, got 'cosine'"),
+        ({"scale": float("nan")}, "L2SelfAttention: scale must be a finite number, got nan"),
+        ({"backend": "gpu"}, "unknown backend 'gpu'"),
+    ],
+)
+def test_settings_that_no_call_could_use_are_refused_at_once(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        L2SelfAttention(8, 2, **setting)
+
+
 def test_backend_is_handed_on() -> None:
     module, x = L2SelfAttention(8, 2, backend="reference"), torch.randn(2, 5, 8)
     with use_backend("triton"):  # which the argument goes before

@@ -33,6 +33,10 @@ def test_what_is_not_a_floating_point_tensor() -> None:
         l2_attention(Q, K, [1.0])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^l2_attention: k must be floating point, got torch.int64: .*k\.float\(\)"):
         l2_attention(Q, K.long(), V)
+    with pytest.raises(
+        TypeError, match=r"^l2_attention: v must be floating point, got torch.float8_e4m3fn: .* float16"
+    ):
+        l2_attention(Q, K, V.to(torch.float8_e4m3fn))
     with pytest.raises(TypeError, match=r"^l2_attention: q must be floating point, got torch.complex64"):
         l2_attention(Q.to(torch.complex64), K, V)
 

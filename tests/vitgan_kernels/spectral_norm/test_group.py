@@ -348,6 +348,12 @@ def test_a_weight_of_zeros() -> None:
 def test_what_is_no_model() -> None:
     with pytest.raises(TypeError, match=r"a torch\.nn\.Module is needed, got str"):
         SpectralNormGroup("model")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="SpectralNormGroup: n_iterations must be an integer of at least 0, got -1"):
+        SpectralNormGroup(nn.Linear(3, 3), n_iterations=-1)
+    with pytest.raises(ValueError, match="SpectralNormGroup: eps must be positive, got 0"):
+        SpectralNormGroup(nn.Linear(3, 3), eps=0)
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+        SpectralNormGroup(nn.Linear(3, 3), backend="gpu")
 
 
 def test_a_transposed_convolution() -> None:
