@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu_hour [--out FOLDER] [--seconds 600] [--size small|paper]
 
-Builds the extension, runs the kernels' tests, the sanitizer over a few launches, and the benchmarks, each in a process
-of its own, and leaves in one folder the log of each stage, the results and summary.txt. A stage that fails does not
-stop the next. Whatever time a stage leaves over goes to those after it; one that needs more than its share is
-interrupted, and keeps what it has found so far.
+Builds the extension, runs the tests of the kernels and of training, the sanitizer over a few launches, and the
+benchmarks, each in a process of its own, and leaves in one folder the log of each stage, the results and summary.txt. A
+stage that fails does not stop the next. Whatever time a stage leaves over goes to those after it; one that needs more
+than its share is interrupted, and keeps what it has found so far.
 
 The environment's own PyTorch is used and never replaced; `./run gpu` makes an environment where there is none.
 Exit status: 0 all stages passed, 1 some did not or could not run, 2 there is no GPU.
@@ -70,6 +70,8 @@ def stages(out: Path, size: str) -> list[Stage]:
         report = f"--junitxml={out / operator}.xml"
         if files := _test_files(operator):
             found.append(Stage(f"test {operator}", [*pytest, report, *files], 100))
+    training = ROOT / "tests" / "vitgan" / "test_gpu.py"
+    found.append(Stage("test training", [*pytest, f"--junitxml={out / 'training.xml'}", str(training)], 60))
     sanitizer = find_sanitizer()
     missing = "" if sanitizer else f"{SANITIZER} is not on PATH nor in the CUDA toolkit: install it, or set CUDA_HOME"
     for tool in ("memcheck", "racecheck"):

@@ -41,6 +41,7 @@ class Contender:
     ours: bool = False
     operators: Any = "auto"
     compiled: bool = False
+    cuda_graphs: bool = False
     original: bool = False
 
     def why_not(self, preset: str, part: str) -> str | None:
@@ -58,6 +59,7 @@ CONTENDERS = (
     Contender("vitgan", ours=True),
     Contender("vitgan, --compile", ours=True, compiled=True),
     # on a CPU no peer: there all operators but one are the plain ones anyway
+    Contender("vitgan, --compile --cuda-graphs", ours=True, compiled=True, cuda_graphs=True),
     Contender("vitgan, plain operators", ours=ON_CPU, operators="reference"),
     Contender("vitgan, plain operators, --compile", operators="reference", compiled=True),
     Contender("original recipe", original=True),
@@ -97,8 +99,8 @@ def measured(session: Session, preset: str, batch: int) -> Iterator[Measured]:
 def _made(contender: Contender, training: Adversarial) -> Adversarial | OriginalStep:
     if contender.original:
         return OriginalStep(training)
-    config = training.config
-    twin = Adversarial(settings(config.preset, config.batch_size, DEVICE.type, contender.compiled), DEVICE)
+    config = settings(training.config.preset, training.config.batch_size, DEVICE.type, contender.compiled)
+    twin = Adversarial(replace(config, cuda_graphs=contender.cuda_graphs), DEVICE)
     twin.load_state(*training.state())
     return twin
 

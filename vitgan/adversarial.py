@@ -30,7 +30,7 @@ class Adversarial:
         ranks: the processes that the batch is shared out among.
 
     Raises:
-        ValueError: sizes do not fit, or the batch cannot be shared out as asked for.
+        ValueError: sizes do not fit, the batch cannot be shared out as asked for, or the device has no CUDA graphs.
     """
 
     def __init__(self, config: Config, device: torch.device, ranks: Ranks | None = None) -> None:
@@ -38,6 +38,8 @@ class Adversarial:
         self.device = device
         self.ranks = ranks or Ranks()
         self._check_batch()
+        if config.cuda_graphs and device.type != "cuda":
+            raise ValueError(f"--cuda-graphs needs a CUDA device, and this run is on {device}: leave it away")
         torch.manual_seed(config.seed)
         self.generator = build_generator(config).to(device)
         self.discriminator = build_discriminator(config).to(device)
@@ -52,6 +54,7 @@ class Adversarial:
             config.loss,
             autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
             compiled=config.compile,
+            cuda_graphs=config.cuda_graphs,
         )
         betas = (config.optimiser.beta1, config.optimiser.beta2)
         self.g_optimiser = torch.optim.Adam(
@@ -85,11 +88,13 @@ class Adversarial:
 
     def discriminator_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The discriminator's half of a step, with arguments and result like those of `step`."""
+        self.objectives.begin_step()
         with record_function("vitgan: discriminator"):
             return self._optimise(self.d_optimiser, self._d_losses(real, labels))
 
     def generator_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The generator's half of a step, but for the average."""
+        self.objectives.begin_step()
         # The generator sees a fixed discriminator: evaluation mode holds its power iteration still.
         self.discriminator.requires_grad_(False).eval()
         with record_function("vitgan: generator"):
@@ -152,6 +157,7 @@ class Adversarial:
         with record_function("vitgan: optimiser"):
             self.ranks.average_gradients(optimiser.param_groups[0]["params"])
             optimiser.step()
+        # New tensors, also of one part: what CUDA graphs returned is gone at the next step.
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def _d_losses(self, real: Tensor, labels: Tensor | None) -> Iterator[Loss]:
@@ -166,8 +172,9 @@ class Adversarial:
             images, fake = self.objectives.views(part, part_labels, part_draws, part_history)
             # One power iteration a step, also when the batch comes in parts.
             self.discriminator.train(index == 0)
-            images.requires_grad_(penalise)
-            yield self.objectives.of_discriminator(images, part_labels, len(part), penalise)
+            # A tensor of its own: CUDA graphs give out the same one again, which must not keep a gradient.
+            leaf = images.detach().requires_grad_(penalise)
+            yield self.objectives.of_discriminator(leaf, part_labels, len(part), penalise)
             history.append(fake)
         if loss.history > 0:
             self._remember(torch.cat(history))

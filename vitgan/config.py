@@ -120,6 +120,8 @@ class Config:
     """Compute in bfloat16 where autocast does, weights and optimisers in float32; None means on CUDA alone."""
     compile: bool = False
     """Compile the whole step of each network with torch.compile; the first steps then take minutes."""
+    cuda_graphs: bool = False
+    """With --compile, on CUDA: replay the compiled steps as CUDA graphs, which spares their launches."""
     profile: bool = False
     """Trace a few steps into RUN/profile.json (for chrome://tracing) and print where their time goes."""
     threads: int | None = None
@@ -153,6 +155,8 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.evaluate_samples < 2:
             raise ValueError("checkpoint_every and keep_checkpoints must be at least 1, evaluate_samples at least 2")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs replays compiled steps: set compile too, or leave cuda_graphs away")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ValueError(f"threads must be at least 1 and at most 1024, got {self.threads}")
         if self.workers is not None and self.workers < 0:

@@ -36,6 +36,8 @@ class Objectives:
         loss: which terms, and their weights.
         autocast: makes the context that the networks compute in.
         compiled: compile each of the three functions as one full graph.
+        cuda_graphs: replay what was compiled as CUDA graphs. What these return lies in memory that they write again
+            after the next `begin_step`: to be kept longer, it is copied before.
     """
 
     def __init__(
@@ -47,21 +49,28 @@ class Objectives:
         *,
         autocast: Callable[[], AbstractContextManager[Any]],
         compiled: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
         self.augment = augment
         self.loss = loss
         self.autocast = autocast
+        self.cuda_graphs = cuda_graphs
         self.views: Callable[..., tuple[Tensor, Tensor]] = self._views
         self.of_discriminator: Callable[..., Loss] = self._of_discriminator
         self.of_generator: Callable[..., Loss] = self._of_generator
         if compiled:
             # Without it, the gradient of R1 inside the graph is a graph break.
             torch._dynamo.config.trace_autograd_ops = True
-            self.views = _whole_graph(self._views)
-            self.of_discriminator = _whole_graph(self._of_discriminator)
-            self.of_generator = _whole_graph(self._of_generator)
+            self.views = _whole_graph(self._views, cuda_graphs)
+            self.of_discriminator = _whole_graph(self._of_discriminator, cuda_graphs)
+            self.of_generator = _whole_graph(self._of_generator, cuda_graphs)
+
+    def begin_step(self) -> None:
+        """Call before each network's step. From here on, CUDA graphs write over what they returned earlier."""
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     @torch.no_grad()
     def _views(
@@ -129,6 +138,7 @@ class Objectives:
         return total, {name: value.detach() for name, value in scalars.items()}
 
 
-def _whole_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, backend=COMPILE_BACKEND)
+def _whole_graph(function: Callable[..., Any], cuda_graphs: bool) -> Callable[..., Any]:
+    mode = "reduce-overhead" if cuda_graphs else None
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, backend=COMPILE_BACKEND, mode=mode)
     return compiled

@@ -194,6 +194,7 @@ def results(of: Adversarial | OriginalStep, real: Tensor, numbers: dict[str, Ten
     if isinstance(of, OriginalStep):
         fake, d_loss, g_loss = of.losses(real, numbers)
     else:
+        of.objectives.begin_step()
         views, fake = of.objectives.views(real, None, numbers, None)
         d_loss, _ = of.objectives.of_discriminator(views, None, len(real), False)
         g_loss, _ = of.objectives.of_generator(real, None, numbers)

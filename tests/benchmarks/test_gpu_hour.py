@@ -79,7 +79,7 @@ def test_what_is_done_and_in_which_order(tmp_path: Path, monkeypatch: pytest.Mon
     without = stages(tmp_path / "out", "small")
     order = [stage.name for stage in without if stage.name != "test spectral_norm"]
     tests = ["test l2_attention", "test modulated_siren"]
-    assert order == ["build", "launches", *tests, "memcheck", "racecheck", "benchmarks"]
+    assert order == ["build", "launches", *tests, "test training", "memcheck", "racecheck", "benchmarks"]
     assert [stage.name for stage in without if stage.missing] == ["memcheck", "racecheck"]
     assert "compute-sanitizer is not on PATH nor in the CUDA toolkit" in without[-2].missing
     sanitizer = tmp_path / "bin" / "compute-sanitizer"
@@ -91,9 +91,10 @@ def test_what_is_done_and_in_which_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["memcheck"].command[:2] == [str(sanitizer), "--tool=memcheck"]
     assert "--no-deps" in found["build"].command, "PyTorch is never replaced"
     assert "--size=paper" in found["benchmarks"].command
-    files = [argument for argument in found["test modulated_siren"].command if argument.endswith(".py")]
-    assert files[0].endswith("test_gpu.py")
-    assert all(Path(file).is_file() for file in files)
+    for tested in ("test modulated_siren", "test training"):
+        files = [argument for argument in found[tested].command if argument.endswith(".py")]
+        assert files[0].endswith("test_gpu.py")
+        assert all(Path(file).is_file() for file in files)
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
