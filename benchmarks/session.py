@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from benchmarks import machine
-from benchmarks.measure import Case, Contender, Measured, measure
+from benchmarks.cases import Case, Contender
+from benchmarks.measure import Measured, measure
 from benchmarks.records import FOLDER, Row
 from vitgan_kernels.backends import OPERATORS
 

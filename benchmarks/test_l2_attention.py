@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cases import Case, Contender, Inputs
 from benchmarks.machine import pick_device
-from benchmarks.measure import Case, Contender, Inputs
 from benchmarks.peers import attention
 from benchmarks.session import CLOCK, Session, fits, name_of_ours, show
 from vitgan_kernels import l2_attention, reference

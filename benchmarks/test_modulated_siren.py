@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cases import Case, Contender, Inputs
 from benchmarks.machine import pick_device
-from benchmarks.measure import Case, Contender, Inputs
 from benchmarks.peers import siren
 from benchmarks.session import CLOCK, Session, fits, name_of_ours, show
 from vitgan_kernels import modulated_siren, reference
@@ -59,9 +59,9 @@ NAME = name_of_ours("modulated_siren", _ONES, [_ONES, _ONES], [_ONES, _ONES])
 
 @cache
 def case(patches: int, points: int, width: int, hidden: int, dtype: torch.dtype) -> Case:
-    """Least bytes: points, weights and styles once, and the pixels; in the backward the pixels' cotangent and one
-    gradient for each input besides. Operations: two for each weight and point of each patch, and twice that more in
-    the backward."""
+    """Least bytes: points, weights and styles once, and the pixels; in the backward, and in its own, the pixels'
+    cotangent and one gradient for each input besides. Operations: two for each weight and point of each patch, twice
+    that more in the backward, and in its own backward twice those three."""
     widths = [width] * (hidden + 1) + [3]
 
     def inputs(seed: int) -> Inputs:
@@ -89,8 +89,8 @@ def case(patches: int, points: int, width: int, hidden: int, dtype: torch.dtype)
         exact=exact,
         plain=siren.scaled_operand,
         wanted=tuple(range(1 + 3 * (hidden + 1))),
-        bytes={"forward": read + pixels, "forward_backward": 2 * read + pixels},
-        flops={"forward": products, "forward_backward": 3 * products},
+        bytes={"forward": read + pixels, "forward_backward": 2 * read + pixels, "second_order": 2 * read + pixels},
+        flops={"forward": products, "forward_backward": 3 * products, "second_order": 9 * products},
     )
 
 
@@ -113,9 +113,11 @@ NAMES = [contender.who for contender in contenders(True)]
 
 
 @pytest.mark.parametrize("who", NAMES)
-@pytest.mark.parametrize("measures", ["forward", "forward_backward"])
+@pytest.mark.parametrize("measures", ["forward", "forward_backward", "second_order"])
 @pytest.mark.parametrize("dtype", fits(DEVICE), ids=str)
 def test_modulated_siren(
     sizes: tuple[int, int, int, int], dtype: torch.dtype, measures: str, who: str, session: Session, benchmark: Any
 ) -> None:
+    if ON_CPU and measures == "second_order" and sizes != MAIN:
+        pytest.skip(f"on the CPU the second order is measured in the case {MAIN} alone")
     show(session.case(case(*sizes, dtype), measures, lambda: contenders(sizes == MAIN), who), benchmark)

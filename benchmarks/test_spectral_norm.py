@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cases import Case, Contender, Inputs
 from benchmarks.machine import pick_device
-from benchmarks.measure import Case, Contender, Inputs
 from benchmarks.peers import spectral_norm as peers
 from benchmarks.session import CLOCK, Session, name_of_ours, show
 from vitgan.networks import build_discriminator

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import pick_device
-from benchmarks.measure import Call, Measured, judged, largest_error, reason, take_turns, untimed, with_times
+from benchmarks.measure import Measured, judged, largest_error, reason, untimed, with_times
 from benchmarks.peers.original_step import OriginalStep, draws, results, settings
 from benchmarks.records import Row
 from benchmarks.session import CLOCK, SECONDS, Session, show
+from benchmarks.timing import Call, take_turns
 from vitgan.adversarial import Adversarial
 from vitgan_kernels import use_backend
 

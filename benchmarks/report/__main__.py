@@ -48,11 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.readme:
             readme.write(options.root, runs, unmeasured(runs))
             return 0
+        if options.out.is_dir():
+            raise ValueError(f"--out {options.out} is a folder: give the file that the page is to be, such as "
+                             f"{options.out / 'benchmarks.html'}")  # fmt: skip
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(page(runs, unmeasured(runs), predicted.section(runs)))
     except (ResultError, ValueError, OSError) as error:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 1
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(page(runs, unmeasured(runs), predicted.section(runs)))
     print(options.out)
     return 0
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Case, Contender, Function, Inputs, Measured, largest_error, measure, one_pass, take_turns
+from benchmarks.cases import Case, Contender, Function, Inputs, one_pass
+from benchmarks.measure import Measured, largest_error, measure
 from benchmarks.records import Ceilings, percentiles
+from benchmarks.timing import take_turns
 from tests.benchmarks.helpers import run
 
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import test_l2_attention, test_modulated_siren, test_spectral_norm
-from benchmarks.measure import Case, Contender, largest_error, measure
+from benchmarks.cases import Case, Contender
+from benchmarks.measure import largest_error, measure
 from benchmarks.peers.original_step import OriginalStep, draws, results, settings
 from benchmarks.records import Ceilings
 from vitgan.adversarial import Adversarial
@@ -21,9 +22,9 @@ SUITES: list[tuple[Case, Sequence[Contender], tuple[str, ...]]] = [
         ("forward", "forward_backward", "second_order"),
     ),
     (
-        test_modulated_siren.case(3, 4, 8, 1, FLOAT32),
+        test_modulated_siren.case(16, 16, 32, 1, FLOAT32),
         test_modulated_siren.contenders(False),
-        ("forward", "forward_backward"),
+        ("forward", "forward_backward", "second_order"),
     ),
     (
         test_spectral_norm.case("tiny"),

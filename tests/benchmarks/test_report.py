@@ -203,3 +203,25 @@ def test_a_readme_without_markers_is_an_error(
     (tmp_path / "README.md").write_text("nothing")
     assert main(["--check", *repository]) == 1
     assert "benchmarks: begin" in capsys.readouterr().err
+
+
+def test_a_folder_cannot_be_the_page(repository: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*repository, "--out", str(tmp_path)]) == 1
+    assert f"--out {tmp_path} is a folder: give the file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["--check"], ["--readme"]])
+@pytest.mark.parametrize(("folder", "words"), [("none", "is no folder"), ("empty", "has no file")])
+def test_no_results_are_an_error(
+    command: list[str],
+    folder: str,
+    words: str,
+    repository: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    before = (tmp_path / "README.md").read_text()
+    assert main([*command, *repository, "--results", str(tmp_path / folder)]) == 1
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == before
