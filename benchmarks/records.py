@@ -151,9 +151,7 @@ def all_runs(folder: Path = FOLDER) -> list[Run]:
     """Every run in a folder, by device and date. Raises ResultError where there is no such folder or nothing in it."""
     if not (paths := sorted(folder.glob("*/*.json"))):
         missing = "has no file <device>/<name>.json" if folder.is_dir() else "is no folder"
-        raise ResultError(
-            f"{folder} {missing}: give the one that `pytest benchmarks/ --record NAME` wrote"
-        )
+        raise ResultError(f"{folder} {missing}: give the one that `pytest benchmarks/ --record NAME` wrote")
     return sorted((Run.load(path) for path in paths), key=lambda run: (run.device, run.date))
 
 
