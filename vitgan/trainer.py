@@ -17,7 +17,7 @@ from torch.autograd.profiler import record_function
 from vitgan.adversarial import Adversarial
 from vitgan.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, save_config
 from vitgan.config import Config
-from vitgan.data import BatchStream, DataError, ImageDataset
+from vitgan.data import BatchStream, DataError, ImageDataset, copy_to, keep_on_device
 from vitgan.distributed import LostContactError
 from vitgan.errors import CheckpointError, TrainingError, ran_out_of_memory
 from vitgan.evaluate import Evaluator
@@ -131,7 +131,7 @@ class Trainer:
         with (
             only_process_in(self.run) if self.ranks.is_first else nullcontext(),
             BatchStream(
-                self.dataset,
+                keep_on_device(self.dataset, self.device),
                 config.batch_size,
                 seed=config.seed,
                 start=training.steps,
@@ -183,13 +183,9 @@ class Trainer:
                 f"{error}\nNothing is lost: {self._save()} was saved, go on with --resume {self.run}"
             ) from error
         labels = stream.labels if self.config.conditional else None
-        real = from_uint8(self._on_device(images))
-        return real, None if labels is None else self._on_device(labels)
-
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cuda":  # from pinned memory the copy does not wait for the steps before it
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        if images.device.type == "cpu":
+            images = copy_to(self.device, images)
+        return from_uint8(images), None if labels is None else copy_to(self.device, labels)
 
     def _due(self, every: int) -> bool:
         """Whether the last step went past a multiple of `every` images."""

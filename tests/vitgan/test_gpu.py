@@ -1,4 +1,4 @@
-"""Training on a GPU: the same steps eagerly, compiled, and replayed as CUDA graphs."""
+"""Training on a GPU: the same batches from its memory; the same steps eagerly, compiled, replayed as CUDA graphs."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from tests.vitgan.helpers import batch, everything, nano
+from tests.vitgan.helpers import batch, dataset, everything, nano
 from vitgan.adversarial import Adversarial
 from vitgan.augment import AugmentConfig
 from vitgan.config import LossConfig
+from vitgan.data import BatchStream, DeviceDataset, keep_on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -49,3 +50,13 @@ def test_replayed_steps_are_the_compiled_ones(accumulate: int) -> None:
     assert counters["inductor"]["cudagraph_skips"] == 0
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(replayed, compiled, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_from_the_gpu_are_those_from_the_host() -> None:
+    kept = keep_on_device(dataset(), torch.device("cuda"))
+    assert isinstance(kept, DeviceDataset)
+    here, there = BatchStream(dataset(), 4, seed=1), BatchStream(kept, 4, seed=1)
+    for _ in range(10):
+        batch_there = next(there)
+        assert batch_there.is_cuda
+        assert torch.equal(batch_there.cpu(), next(here))

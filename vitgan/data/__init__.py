@@ -6,13 +6,25 @@ from pathlib import Path
 from vitgan.data.archives import open_archive
 from vitgan.data.base import DataError, ImageDataset, TensorDataset, check_format
 from vitgan.data.cifar10 import load_cifar10
+from vitgan.data.device import DeviceDataset, copy_to, keep_on_device
 from vitgan.data.files import ImageFiles, load_files
 from vitgan.data.hub import HubImages
 from vitgan.data.labels import read_labels
 from vitgan.data.shapes import Shapes
 from vitgan.data.stream import BatchStream
 
-__all__ = ["BatchStream", "DataError", "ImageDataset", "Shapes", "TensorDataset", "open_dataset", "user_cache"]
+__all__ = [
+    "BatchStream",
+    "DataError",
+    "DeviceDataset",
+    "ImageDataset",
+    "Shapes",
+    "TensorDataset",
+    "copy_to",
+    "keep_on_device",
+    "open_dataset",
+    "user_cache",
+]
 
 
 def open_dataset(

@@ -40,7 +40,9 @@ class ImageDataset:
         raise NotImplementedError
 
     def fetch(self, indices: Indices) -> Tensor:
-        """Images at `indices`, in that order: uint8 (B, C, H, W) on the CPU, the caller's to change.
+        """Images at `indices`, in that order: uint8 (B, C, H, W), the caller's to change.
+
+        They are on the CPU, those of a `DeviceDataset` on its device.
 
         Raises:
             IndexError: an index is out of range.

@@ -14,7 +14,7 @@ from vitgan.data.workers import core_count, map_in_workers
 
 
 class BatchStream(Iterator[Tensor]):
-    """Yields uint8 (batch_size, C, H, W) CPU tensors for ever.
+    """Yields uint8 (batch_size, C, H, W) tensors, where the data set fetches them to, for ever.
 
     Batch n is a function of (dataset, batch_size, seed, n) alone: neither the workers nor where the stream
     started change it. Each epoch is a permutation of its own. Batches run across the border between two
