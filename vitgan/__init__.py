@@ -1,5 +1,16 @@
 """ViTGAN: generative adversarial networks made of vision transformers (Lee et al., 2021, arXiv 2107.04589)."""
 
-from vitgan.models import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig, ImageGenerator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitgan.models import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig, ImageGenerator
 
 __all__ = ["Discriminator", "DiscriminatorConfig", "Generator", "GeneratorConfig", "ImageGenerator"]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes seconds to import: the command line answers, and can be interrupted, before that.
+    if name in __all__:
+        return getattr(import_module("vitgan.models"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,8 @@ def save_config(config: Config, run: Path) -> None:
 def load_config(run: Path) -> Config:
     """The configuration of a run. Raises CheckpointError where there is none or it does not fit this version."""
     path = run / CONFIG
+    if not run.is_dir():
+        raise CheckpointError(_no_folder(run, "a run directory"))
     try:
         config: Config = from_dict(Config, json.loads(path.read_text()))
     except FileNotFoundError:
@@ -123,13 +125,17 @@ def list_checkpoints(run: Path) -> list[Path]:
 def latest_checkpoint(path: Path) -> Path:
     """The newest checkpoint of a run directory, or the path itself where it is a checkpoint."""
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist: give a run directory or one of its checkpoints")
+        raise CheckpointError(_no_folder(path, "a run directory or one of its checkpoints"))
     if (path / STATE).exists():
         return path
     checkpoints = list_checkpoints(path)
     if not checkpoints:
         raise CheckpointError(f"{path} has no checkpoint: give a run directory or one of its checkpoints")
     return checkpoints[-1]
+
+
+def _no_folder(path: Path, needed: str) -> str:
+    return f"{path} {'is a file' if path.exists() else 'does not exist'}: give {needed}"
 
 
 def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> ImageGenerator:

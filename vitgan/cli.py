@@ -1,11 +1,12 @@
 """The command line."""
 
+import errno
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
-
-from rich.console import Console
 
 from vitgan.errors import VitganError, ran_out_of_memory
 
@@ -30,6 +31,16 @@ Image generation with vision transformers (ViTGAN, arXiv 2107.04589).
 Each command explains itself with --help.
 """
 
+REMEDIES = {
+    errno.EACCES: "choose another place, or change who may read and write it",
+    errno.EPERM: "choose another place, or change who may read and write it",
+    errno.EEXIST: "a folder is needed there: choose another place, or move away what is in the way",
+    errno.ENOTDIR: "a folder is needed in the path, and a file is in its place",
+    errno.EISDIR: "a file is needed there, not a folder",
+    errno.ENOENT: "look at the spelling of the path",
+    errno.ENOSPC: "make room, or choose another disk",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. Expected failures are one line on standard error."""
@@ -38,27 +49,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
+        from importlib.metadata import version
+
         print(version("vitgan"))
         return 0
     if arguments[0] not in COMMANDS:
         print(f"vitgan: no command {arguments[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     try:
-        # Imported when called: a command does not wait for, nor fail by, what another one needs.
-        status: int = import_module(f"vitgan.commands.{arguments[0].replace('-', '_')}").main(arguments[1:])
+        status = _command(arguments[0])(arguments[1:])
     except KeyboardInterrupt:
         return 130
-    except (VitganError, ValueError, OSError) as error:
+    except (VitganError, ValueError) as error:
         return _failed(arguments[0], str(error))
+    except OSError as error:
+        return _failed(arguments[0], _of_the_system(error))
     except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        first_line = str(error).partition("\n")[0]
-        return _failed(arguments[0], f"the memory ran out ({first_line}): choose smaller sizes, or another --device")
+        return _failed(arguments[0], _explained(error))
     return status
 
 
+def _command(name: str) -> Callable[[list[str]], int]:
+    """Imported when called: a command does not wait for, nor fail by, what another one needs."""
+    with _interrupted_at_once():
+        command: Callable[[list[str]], int] = import_module(f"vitgan.commands.{name.replace('-', '_')}").main
+    return command
+
+
+@contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process in the block, where nothing is at work yet: the imports of compiled modules lose it."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, where, and what to do."""
+    if error.filename is None or error.errno is None:
+        return str(error)
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    what_to_do = REMEDIES.get(error.errno, "choose another place")
+    return f"{place}: {os.strerror(error.errno).lower()}: {what_to_do}"
+
+
+def _explained(error: RuntimeError | MemoryError) -> str:
+    """What to tell of an error that this package does not raise itself; one that nobody expects is raised again."""
+    from vitgan_kernels.backends import BackendError  # which imports PyTorch, as what failed has done already
+
+    if isinstance(error, BackendError):
+        return str(error)
+    if ran_out_of_memory(error):
+        first_line = str(error).partition("\n")[0]
+        return f"the memory ran out ({first_line}): choose smaller sizes, or another --device"
+    raise error
+
+
 def _failed(command: str, message: str) -> int:
+    from rich.console import Console
+
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"vitgan {command}: {message}", markup=False)
     return 1

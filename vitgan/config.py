@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -17,6 +18,7 @@ from vitgan.models import (
     GeneratorConfig,
     StyleGan2DiscriminatorConfig,
 )
+from vitgan.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class Config:
     """Weights & Biases project to log to as well; needs pip install 'vitgan[wandb]'."""
 
     def __post_init__(self) -> None:
+        _check_finite(self)
+        check_seed(self.seed)
         for name in ("batch_size", "accumulate", "images", "log_every", "sample_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -194,24 +198,41 @@ def from_dict(kind: type, values: dict[str, Any], *, default: Any = None) -> Any
         )
     ready = {}
     for name, value in values.items():
+        _check_type(f"{kind.__name__}.{name}", value, hints[name])
         if dataclasses.is_dataclass(hints[name]):
             value = from_dict(hints[name], value, default=getattr(default, name, None))
         elif Path in get_args(hints[name]) and value is not None:
             value = Path(value)
         elif get_origin(hints[name]) is tuple:
             value = tuple(value)
-        else:
-            _check_type(f"{kind.__name__}.{name}", value, hints[name])
         ready[name] = value
     return kind(**ready) if default is None else dataclasses.replace(default, **ready)
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Raise ValueError unless the value, as JSON or TOML has it, can stand for one of that type."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} must be a table of settings, got {value!r}")
+        return
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{name} must be a list of strings, got {value!r}")
+        return
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
         return
-    kinds = tuple(get_args(hint)) or (hint,)
+    kinds = tuple(str if kind is Path else kind for kind in get_args(hint) or (hint,))
     fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
     if not fits or (isinstance(value, bool) and bool not in kinds):
-        raise ValueError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+        known = " or ".join("a string" if kind is str else kind.__name__ for kind in kinds if kind is not type(None))
+        raise ValueError(f"{name} must be {known}, got {value!r}")
+
+
+def _check_finite(config: Any) -> None:
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            _check_finite(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{type(config).__name__}.{name} must be a finite number, got {value}")

@@ -1,7 +1,5 @@
 """The errors that a user of the command line can expect; each message says what is wrong and what to do."""
 
-import torch
-
 
 class VitganError(RuntimeError):
     """The base of this package's own errors."""
@@ -17,4 +15,6 @@ class TrainingError(VitganError):
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error says, of a device or of the CPU, for which PyTorch has no class."""
+    import torch  # not above: the command line reads this file before it imports anything slow
+
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)

@@ -1,6 +1,7 @@
 """Images in a row as a moving picture."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,27 @@ from vitgan.errors import VitganError
 from vitgan.images import to_uint8
 
 MOVING = (".gif", ".mp4")
+FASTEST = {".gif": 50, ".mp4": 240}
+"""Images a second. Players show the images of a GIF that is faster for a tenth of a second each."""
 SIDE = 256
 """Smaller images are repeated pixel by pixel to at least this side."""
+
+
+def check_fps(fps: int, suffix: str) -> None:
+    """Raise ValueError where the format does not show so many images a second."""
+    if not 1 <= fps <= FASTEST[suffix]:
+        raise ValueError(f"a {suffix} shows from 1 to {FASTEST[suffix]} images a second, got fps {fps}")
 
 
 def save_video(images: Tensor, path: Path, *, fps: int) -> None:
     """Write images (N, C, H, W) in [-1, 1] as a .gif that repeats for ever, or as an .mp4.
 
     Raises:
+        ValueError: the format does not show so many images a second.
         VitganError: an .mp4 is asked for and its encoder is not installed.
     """
+    suffix = path.suffix.lower()
+    check_fps(fps, suffix)
     pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
     if pixels.shape[-1] in (2, 4):  # neither format keeps half-transparent pixels: onto white
         alpha = pixels[..., -1:] / 255.0
@@ -29,9 +41,11 @@ def save_video(images: Tensor, path: Path, *, fps: int) -> None:
     times = math.ceil(SIDE / pixels.shape[1])
     times += times * pixels.shape[1] % 2  # H.264 needs even sides
     frames = np.ascontiguousarray(pixels.repeat(times, axis=1).repeat(times, axis=2))
-    if path.suffix.lower() == ".gif":
+    if suffix == ".gif":
         first, *rest = (Image.fromarray(frame) for frame in frames)
-        first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+        # A GIF counts in hundredths of a second: each image changes at the one nearest to its time.
+        changes = [10 * round(100 * number / fps) for number in range(len(frames) + 1)]
+        first.save(path, save_all=True, append_images=rest, duration=[b - a for a, b in pairwise(changes)], loop=0)
         return
     try:
         import imageio_ffmpeg

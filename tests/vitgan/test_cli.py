@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from PIL import Image
 from tests.vitgan.helpers import assert_same
 from vitgan.checkpoint import list_checkpoints, load_generator
 from vitgan.cli import main
+from vitgan_kernels.backends import BackendError
 
 NANO = shlex.split("""
     --generator.patch-size 8 --generator.latent-dim 8 --generator.dim 8 --generator.depth 1 --generator.heads 1
@@ -135,9 +137,10 @@ def test_resume_refuses_changes_that_do_not_fit_the_saved_state(
     ("arguments", "message"),
     [
         (["train", "--data", "no/such/folder"], "no data at"),
-        (["train", "--resume", "no/such/run"], "not a run directory"),
+        (["train", "--resume", "no/such/run"], "no/such/run does not exist: give a run directory"),
+        (["train", "--resume", "/dev/null"], "/dev/null is a file: give a run directory"),
         (["train", "--resume", "a/run", "--preset", "cifar10"], "leave out --preset"),
-        (["train", "--device", "nonsense"], "cannot be used here"),
+        (["train", "--device", "nonsense"], "--device 'nonsense' names no device: give cpu, cuda, cuda:1, ...\n"),
         (["train", "--image-size", "30"], "multiple of the patch size"),
         (["train", "--device", "meta"], "cannot be used here"),
         (["train", "--generator.dim", "0"], "positive multiple of heads"),
@@ -153,6 +156,51 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(
     assert error.count("\n") == 1
     assert "Traceback" not in error
     assert list(here.iterdir()) == []
+
+
+def test_ctrl_c_during_the_first_imports_is_no_traceback() -> None:
+    code = """if True:
+        import os, signal, sys, time
+        from vitgan import cli
+
+        assert "torch" not in sys.modules, "until then nothing takes long"
+
+        def interrupted_where_python_loses_it(name):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+            except KeyboardInterrupt:
+                raise ImportError(name)
+
+        cli.import_module = interrupted_where_python_loses_it
+        sys.exit(cli.main(["sample"]))
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FileExistsError(errno.EEXIST, "File exists", "here"), "here: file exists: a folder is needed there"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: not a directory: a folder is needed"),
+        (PermissionError(errno.EACCES, "Permission denied", Path("p")), "p: permission denied: choose another place"),
+        (OSError(errno.ELOOP, "Too many links", "loop"), "loop: too many levels of symbolic links: choose another"),
+        (OSError("an encoder's own words"), "an encoder's own words"),
+        (BackendError("backend 'cuda' was asked for"), "backend 'cuda' was asked for"),
+    ],
+)
+def test_what_others_raise_is_one_line(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("vitgan.commands.sample.main", fail)
+    assert main(["sample"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"vitgan sample: {message}")
+    assert said.count("\n") == 1
 
 
 def test_unknown_flags_and_commands_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

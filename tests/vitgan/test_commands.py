@@ -17,6 +17,7 @@ from vitgan.config import Config, from_dict
 from vitgan.images import save_image
 from vitgan.networks import build_generator
 from vitgan.projection import difference, project
+from vitgan.video import save_video
 
 NANO = shlex.split("""
     --generator.patch-size 8 --generator.latent-dim 8 --generator.dim 8 --generator.depth 1 --generator.heads 1
@@ -57,6 +58,45 @@ def test_videos(runs: Path, here: Path) -> None:
         assert video.size == (256, 256)
         assert getattr(video, "n_frames", 1) >= 5, "frames that happen to be equal are merged"
     assert Path("walk.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("fps", [20, 30, 47])
+def test_a_gif_takes_as_long_as_its_images_should(here: Path, fps: int) -> None:
+    save_video(torch.rand(24, 3, 8, 8) * 2 - 1, Path("walk.gif"), fps=fps)
+    with Image.open("walk.gif") as video:
+        lengths = []
+        for number in range(24):
+            video.seek(number)
+            lengths.append(video.info["duration"])
+    assert sum(lengths) == pytest.approx(24_000 / fps, abs=5)
+    assert max(lengths) - min(lengths) <= 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x.bmp"], "--out x.bmp ends in .bmp, which is not written here: give one of .png, .jpg, "),
+        (["--out", "walk.gif", "--fps", "51"], "a .gif shows from 1 to 50 images a second, got fps 51"),
+        (["--out", "walk.mp4", "--fps", "1000"], "a .mp4 shows from 1 to 240 images a second, got fps 1000"),
+        (["--out", "taken.png"], "--out taken.png is a folder"),
+        (["--seed", str(2**63)], "seed must be from -9223372036854775808 to 9223372036854775806, got 922"),
+        (["--truncation", "nan"], "truncation must be a finite number, got nan"),
+    ],
+)
+def test_what_sample_cannot_write_is_said_and_nothing_is_written(
+    runs: Path, here: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken.png").mkdir()
+    assert main(["sample", str(runs / "plain"), "--count", "2", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["taken.png"]
+
+
+def test_a_folder_of_samples_may_have_a_dot_in_its_name(runs: Path, here: Path) -> None:
+    Path("old.d").mkdir()
+    for out in ("v1.5", "old.d"):
+        assert main(["sample", str(runs / "plain"), "--count", "2", "--out", out]) == 0
+        assert len(list(Path(out).iterdir())) == 2
 
 
 def test_an_encoder_that_is_missing(

@@ -1,6 +1,7 @@
 """vitgan classify."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from vitgan.classifier import Classifier, confusion, fit, split
 from vitgan.data import ImageDataset, open_dataset
 from vitgan.data.archives import Folder, is_image
 from vitgan.data.files import ImageFiles
+from vitgan.devices import pick_device
 from vitgan.images import from_uint8, save_image
 from vitgan.models import DiscriminatorConfig
-from vitgan.trainer import pick_device
+from vitgan.seeds import check_seed
 
 PICTURE_SIDE = 256
 DARKEST = 0.15
@@ -69,10 +71,11 @@ class Train:
     """cpu, cuda, cuda:1, ...; None takes cuda where there is one."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size) < 1 or self.lr <= 0:
+        if min(self.steps, self.batch_size) < 1 or not 0 < self.lr < math.inf:
             raise ValueError("steps and batch-size must be at least 1 and lr positive")
         if not (0 < self.test_share < 1 and 0 <= self.warm_up < 1):
             raise ValueError("test-share must be between 0 and 1, warm-up at least 0 and below 1")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from rich.progress import Progress
 
 from vitgan.checkpoint import latest_checkpoint, load_config, load_generator
 from vitgan.data import open_dataset
+from vitgan.devices import pick_device
 from vitgan.metrics.features import NetworkName, load_network
 from vitgan.metrics.scores import Scorer
-from vitgan.trainer import pick_device
+from vitgan.seeds import check_seed
 
 SCORES = "scores.jsonl"
 
@@ -47,6 +48,7 @@ class Eval:
 def main(arguments: list[str]) -> int:
     """Prints the scores and adds them as a line to RUN/scores.jsonl."""
     options = tyro.cli(Eval, args=arguments, prog="vitgan eval")
+    check_seed(options.seed)
     checkpoint = latest_checkpoint(options.model.resolve())
     run = checkpoint.parent.parent
     config = load_config(run)

@@ -12,9 +12,10 @@ from rich.progress import Progress
 from vitgan.checkpoint import load_generator
 from vitgan.data import DataError
 from vitgan.data.decode import decode_image
+from vitgan.devices import pick_device
 from vitgan.images import from_uint8, grid, save_image
 from vitgan.projection import project
-from vitgan.trainer import pick_device
+from vitgan.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Project:
 def main(arguments: list[str]) -> int:
     """Writes a picture and an .npz, and prints how alike the two are."""
     options = tyro.cli(Project, args=arguments, prog="vitgan project")
+    check_seed(options.seed)
     if options.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {options.steps}")
     if options.out.suffix.lower() not in Image.registered_extensions() or options.out.is_dir():

@@ -10,10 +10,10 @@ import tyro
 from torch import Tensor
 
 from vitgan.checkpoint import latest_checkpoint, load_config, load_generator
+from vitgan.devices import pick_device
 from vitgan.images import grid, save_image, to_uint8
 from vitgan.models import ImageGenerator
-from vitgan.trainer import pick_device
-from vitgan.video import MOVING, save_video
+from vitgan.video import MOVING, check_fps, save_video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WRITE_BATCH = 256
@@ -27,8 +27,8 @@ class Sample:
     model: tyro.conf.Positional[Path]
     """Run directory, or one of its checkpoints."""
     out: Path = Path("samples.png")
-    """A .png, .jpg or .webp for a grid or strip; .npz for an array of bytes (N, H, W, C); .gif or .mp4 for a walk; any
-    other path is a folder for one file an image."""
+    """A .png, .jpg or .webp for a grid or strip; .npz for an array of bytes (N, H, W, C); .gif or .mp4 for a walk; a
+    path without an ending is a folder for one file an image."""
     count: int = 64
     """Number of images; of a walk, of steps."""
     seed: int = 0
@@ -50,10 +50,13 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Sample, args=arguments, prog="vitgan sample")
     if options.count < 1 or options.fps < 1:
         raise ValueError(f"--count and --fps must be at least 1, got {options.count} and {options.fps}")
+    suffix = options.out.suffix.lower()
+    _check_ending(options.out, suffix)
+    if suffix in MOVING:
+        check_fps(options.fps, suffix)
     generator = load_generator(options.model, device=pick_device(options.device))
     labels = None if options.label is None else class_number(options.model, options.label)
     mean = generator.mean_w(labels=labels) if options.truncation != 1 else None
-    suffix = options.out.suffix.lower()
     choose = generator.walk if options.interpolate or suffix in MOVING else generator.map_latents
     w = choose(options.count, seed=options.seed, labels=labels)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,18 @@ def main(arguments: list[str]) -> int:
             save_image(image, options.out / f"{number:06d}.png")
     print(f"{options.count} images -> {options.out}")
     return 0
+
+
+def _check_ending(out: Path, suffix: str) -> None:
+    known = (*PICTURES, ".npz", *MOVING)
+    if suffix in known:
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder, and a file is written under that name: choose another")
+    elif suffix[1:2].isalpha() and not out.is_dir():  # v1.5 has no ending
+        raise ValueError(
+            f"--out {out} ends in {suffix}, which is not written here: give one of {', '.join(known)}, "
+            f"or a path without an ending for a folder of images"
+        )
 
 
 def class_number(model: Path, label: str) -> Tensor:

@@ -4,11 +4,12 @@ import torch
 
 from vitgan.adversarial import Adversarial
 from vitgan.data import open_dataset
+from vitgan.devices import pick_device
 from vitgan.distributed import torchrun_ranks
 from vitgan.loggers import import_wandb
 from vitgan.runs import new_run_directory
 from vitgan.settings import read_settings, with_classes
-from vitgan.trainer import Trainer, pick_device
+from vitgan.trainer import Trainer
 
 
 def main(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitgan.models.layers import EqualLinear
+from vitgan.seeds import check_seed
 
 MEAN_OF = 4096
 """Latents that the mean w is taken of."""
@@ -77,6 +78,7 @@ class ImageGenerator(nn.Module):
         """(count, latent_dim) standard normal latents, the same on every device for the same seed."""
         if count < 0:
             raise ValueError(f"the number of latents must not be negative, got {count}")
+        check_seed(seed)
         return torch.randn(count, self.latent_dim, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
     def random_labels(self, count: int, *, seed: int) -> Tensor | None:
