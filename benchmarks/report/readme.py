@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.records import Run
-from benchmarks.report import charts, svg
+from benchmarks.report import charts, png, svg
+from benchmarks.report.svg import Drawing
 from benchmarks.report.tables import Comparison, main_cases, median, share_of_floor
 from benchmarks.report.units import milliseconds, percent
 
@@ -22,16 +23,13 @@ def section(runs: Sequence[Run], unmeasured: Sequence[str]) -> str:
 
 
 def drawings(runs: Sequence[Run]) -> dict[Path, str]:
-    """The charts that the section shows, by path."""
-    found = {}
-    for run in runs:
-        bars = charts.all_speedups(run)
-        if bars:
-            found[_path(run, "speedups")] = svg.standalone(bars, min(2, len(bars)))
-        lines = charts.all_scalings(run)
-        if lines:
-            found[_path(run, "scaling")] = svg.standalone(lines, min(2, len(lines)))
-    return found
+    """The charts that the section shows, by path, as SVG: each in every theme."""
+    return {
+        _path(run, what, theme): svg.standalone(found, _columns(found), theme)
+        for run in runs
+        for what, found in _charts(run).items()
+        for theme in svg.THEMES
+    }
 
 
 def written_into(readme: str, text: str) -> str:
@@ -50,25 +48,29 @@ def differences(root: Path, runs: Sequence[Run], unmeasured: Sequence[str]) -> l
         wrong.append("README.md: the section on benchmarks does not say what the result files say")
     expected = drawings(runs)
     for path, drawing in expected.items():
-        if not (root / path).is_file() or (root / path).read_text() != drawing:
+        if not png.is_of(root / path, drawing):
             wrong.append(f"{path}: not the chart of the result files")
     folder = root / CHARTS
-    wrong += [f"{path.relative_to(root)}: no result file has it" for path in sorted(folder.glob("*.svg"))
+    wrong += [f"{path.relative_to(root)}: no result file has it" for path in sorted(folder.glob("*"))
               if path.relative_to(root) not in expected]  # fmt: skip
     return wrong
 
 
 def write(root: Path, runs: Sequence[Run], unmeasured: Sequence[str]) -> None:
-    """Put the section into README.md and the charts beside it; charts that nothing has any more go."""
+    """Put the section into README.md and the charts beside it; charts that nothing has any more go.
+
+    ValueError where a chart has changed and cannot be drawn here; then nothing has changed.
+    """
     readme = root / "README.md"
-    readme.write_text(written_into(readme.read_text(), section(runs, unmeasured)))
+    text = written_into(readme.read_text(), section(runs, unmeasured))
     expected = drawings(runs)
-    for path in (root / CHARTS).glob("*.svg"):
+    for path, drawing in expected.items():
+        if not png.is_of(root / path, drawing):
+            png.write(root / path, drawing)
+    for path in (root / CHARTS).glob("*"):
         if path.relative_to(root) not in expected:
             path.unlink()
-    for path, drawing in expected.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(drawing)
+    readme.write_text(text)
 
 
 def _device(run: Run) -> str:
@@ -84,8 +86,15 @@ def _device(run: Run) -> str:
         "|---|---|---|---|---|",
     ]
     text += [_line(comparison) for comparison in main_cases(run)]
-    for path in drawings([run]):
-        text += ["", f"![{path.stem.split('-')[0]}, {run.device}]({path.as_posix()})"]
+    for what, found in _charts(run).items():
+        light, dark = (_path(run, what, theme).as_posix() for theme in ("light", "dark"))
+        text += [
+            "",
+            "<picture>",
+            f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">',
+            f'  <img alt="{what}, {run.device}" src="{light}" width="{svg.standalone_width(_columns(found))}">',
+            "</picture>",
+        ]
     return "\n".join(text)
 
 
@@ -103,5 +112,14 @@ def _line(comparison: Comparison) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _path(run: Run, what: str) -> Path:
-    return CHARTS / f"{what}-{run.folder}.svg"
+def _charts(run: Run) -> dict[str, list[Drawing]]:
+    found = {"speed-ups": charts.all_speedups(run), "scaling": charts.all_scalings(run)}
+    return {what: some for what, some in found.items() if some}
+
+
+def _columns(drawings: Sequence[Drawing]) -> int:
+    return min(2, len(drawings))
+
+
+def _path(run: Run, what: str, theme: str) -> Path:
+    return CHARTS / f"{what}-{run.folder}-{theme}.png"

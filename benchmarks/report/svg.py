@@ -1,15 +1,17 @@
 """Drawing: axes, marks and text as SVG, in a page or as a file of its own.
 
-Colours are CSS classes that follow the reader's light or dark setting. The same numbers give the same bytes, so that a
-committed chart can be checked against the results it was drawn from.
+Colours are CSS classes: in a page they follow the reader's light or dark setting, a file is of one theme. The same
+numbers give the same bytes, so that a committed chart can be checked against the results it was drawn from.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 WIDTH = 440  # what a phone shows without shrinking the text much
+GAP = 24  # between drawings in a file
 SERIES = 8
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 LIGHT = {
@@ -22,21 +24,27 @@ DARK = {
     "s0": "#3987e5", "s1": "#d95926", "s2": "#199e70", "s3": "#9085e9",
     "s4": "#c98500", "s5": "#d55181", "s6": "#35a035", "s7": "#e66767",
 }  # fmt: skip
+THEMES = {"light": LIGHT, "dark": DARK}
 
 
 def style() -> str:
-    """The colours, and the classes that charts use."""
+    """The colours as variables, and the classes that charts use."""
 
     def variables(colours: dict[str, str]) -> str:
         return "".join(f"--{name}:{colour};" for name, colour in colours.items())
 
+    return (
+        f":root{{color-scheme:light dark;{variables(LIGHT)}}}"
+        f"@media (prefers-color-scheme:dark){{:root{{{variables(DARK)}}}}}" + _classes()
+    )
+
+
+def _classes() -> str:
     series = "".join(
         f".f{i}{{fill:var(--s{i})}}.l{i}{{stroke:var(--s{i});fill:none;stroke-width:2;stroke-linejoin:round}}"
         for i in range(SERIES)
     )
     return (
-        f":root{{color-scheme:light dark;{variables(LIGHT)}}}"
-        f"@media (prefers-color-scheme:dark){{:root{{{variables(DARK)}}}}}"
         f"svg text{{font:11px {FONT};fill:var(--soft)}}svg text.ink{{fill:var(--ink)}}"
         "svg text.on{fill:#fff}svg text.title{font-size:13px;font-weight:600;fill:var(--ink)}"
         ".card{fill:var(--surface)}.grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}"
@@ -108,10 +116,15 @@ def inline(drawing: Drawing, title: str) -> str:
     )
 
 
-def standalone(drawings: Sequence[Drawing], columns: int) -> str:
-    """Drawings side by side, as a file that needs nothing else."""
-    gap = 24
-    width = columns * WIDTH + (columns + 1) * gap
+def standalone_width(columns: int) -> int:
+    """Units, of drawings side by side."""
+    return columns * WIDTH + (columns + 1) * GAP
+
+
+def standalone(drawings: Sequence[Drawing], columns: int, theme: str) -> str:
+    """Drawings side by side, as a file that needs nothing else, not even variables of CSS."""
+    colours, gap, width = THEMES[theme], GAP, standalone_width(columns)
+    classes = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], _classes())
     at, parts = float(gap), []
     for first in range(0, len(drawings), columns):
         row = drawings[first : first + columns]
@@ -121,7 +134,7 @@ def standalone(drawings: Sequence[Drawing], columns: int) -> str:
         at += max(drawing.height for drawing in row) + gap
     box = f'viewBox="0 0 {width} {_n(at)}" width="{width}" height="{_n(at)}"'
     card = f'<rect class="card" width="{width}" height="{_n(at)}" rx="6"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>\n<style>{style()}</style>\n{card}\n' + "\n".join(
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>\n<style>{classes}</style>\n{card}\n' + "\n".join(
         [*parts, "</svg>\n"]
     )
 

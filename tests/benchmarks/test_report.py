@@ -1,15 +1,17 @@
 """The report: who is compared with whom, what is drawn, and that the README cannot say anything else."""
 
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks.records import Row, Times
-from benchmarks.report import charts, readme, svg, units
+from benchmarks.report import charts, png, readme, svg, units
 from benchmarks.report.__main__ import latest, main, unmeasured
 from benchmarks.report.page import page
 from benchmarks.report.tables import comparisons, main_cases, scalings
@@ -131,10 +133,13 @@ def test_the_page_stands_alone_and_is_well_formed() -> None:
 
 def test_charts_are_well_formed_and_the_same_every_time() -> None:
     for drawings in (charts.all_speedups(GROWING), charts.all_scalings(GROWING), charts.all_rooflines(GROWING)):
-        text = svg.standalone(drawings, 2)
-        ElementTree.fromstring(text)
-        assert "nan" not in text
-        assert text == svg.standalone(drawings, 2)
+        for theme, other in (("light", "dark"), ("dark", "light")):
+            text = svg.standalone(drawings, 2, theme)
+            ElementTree.fromstring(text)
+            assert "nan" not in text
+            assert "var(" not in text, "what draws files knows no variables"
+            assert svg.THEMES[theme]["s0"] in text
+            assert text == svg.standalone(drawings, 2, theme) != svg.standalone(drawings, 2, other)
     assert len(charts.all_scalings(GROWING)) == 2
 
 
@@ -173,8 +178,9 @@ def test_the_readme_is_written_and_then_agrees(repository: list[str], tmp_path: 
     assert text.endswith("\n\nAfter\n")
     assert "torch 2.13.0, commit 0000000, 2026-01-02" in text
     assert "| l2_attention, (2, 16), forward, float32 | ours: 16.0 ms | a: 48.0 ms | 3.00× | 0.769 % |" in text
-    for image in re.findall(r"\]\((.*?\.svg)\)", text):
-        assert (tmp_path / image).is_file()
+    shown = re.findall(r'(?:src|srcset)="(.*?)"', text)
+    assert sorted(tmp_path / path for path in shown) == sorted((tmp_path / readme.CHARTS).iterdir())
+    assert len(shown) == 4, "speed-ups and scaling, light and dark"
     assert main(repository) == 0
     assert "Every row" in (tmp_path / "page.html").read_text()
 
@@ -188,13 +194,46 @@ def test_a_number_changed_by_hand_is_found(repository: list[str], tmp_path: Path
 
 def test_an_old_chart_or_a_new_result_is_found(repository: list[str], tmp_path: Path) -> None:
     main(["--readme", *repository])
-    left = tmp_path / readme.CHARTS / "left-over.svg"
+    left = tmp_path / readme.CHARTS / "left-over.png"
     left.write_text("")
     assert main(["--check", *repository]) == 1
     main(["--readme", *repository])
     assert not left.exists()
-    replace(GROWING, date="2026-02-01T00:00:00+00:00").save(tmp_path / "results" / GROWING.folder / "next.json")
-    assert main(["--check", *repository]) == 1
+    slower = [replace(one, milliseconds=Times(9, 9, 9)) for one in GROWING.rows]
+    next_run = replace(GROWING, date="2026-02-01T00:00:00+00:00", rows=slower)
+    next_run.save(tmp_path / "results" / GROWING.folder / "next.json")
+    found = readme.differences(tmp_path, [next_run], [])
+    assert len(found) == 5, "the text and four charts"
+
+
+def test_a_chart_is_drawn_at_twice_its_size_with_its_text(tmp_path: Path) -> None:
+    drawing = svg.Drawing(height=40)
+    drawing.text(0, 20, "words", kind="title")
+    path = tmp_path / "folder" / "chart.png"
+    png.write(path, svg.standalone([drawing], 1, "light"))
+    with Image.open(path) as image:
+        assert image.size == (2 * svg.standalone_width(1), 2 * (40 + 2 * svg.GAP))
+        inside = (2 * svg.GAP, 2 * svg.GAP, image.width - 2 * svg.GAP, image.height - 2 * svg.GAP)
+        shades = image.convert("RGBA").convert("L").crop(inside)
+    assert min(shades.tobytes()) < 60, "there is dark text on the light card"
+    assert png.is_of(path, svg.standalone([drawing], 1, "light"))
+    assert not png.is_of(path, svg.standalone([drawing], 1, "dark"))
+    assert not png.is_of(tmp_path / "none.png", "")
+
+
+def test_charts_are_checked_where_none_can_be_drawn(
+    repository: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (tmp_path / "README.md").read_text()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "resvg_py", None)
+        assert main(["--readme", *repository]) == 1
+        assert "pip install -e '.[charts]'" in capsys.readouterr().err
+        assert (tmp_path / "README.md").read_text() == before
+    assert main(["--readme", *repository]) == 0
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    assert main(["--check", *repository]) == 0
+    assert main(["--readme", *repository]) == 0, "nothing has to be drawn"
 
 
 def test_a_readme_without_markers_is_an_error(
