@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from vitgan.augment import AugmentConfig
+from vitgan.devices import check_threads
 from vitgan.losses import LossName
 from vitgan.models import (
     CnnDiscriminatorConfig,
@@ -161,8 +162,7 @@ class Config:
             raise ValueError("checkpoint_every and keep_checkpoints must be at least 1, evaluate_samples at least 2")
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs replays compiled steps: set compile too, or leave cuda_graphs away")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise ValueError(f"threads must be at least 1 and at most 1024, got {self.threads}")
+        check_threads(self.threads)
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if self.max_minutes is not None and self.max_minutes <= 0:

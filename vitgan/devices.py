@@ -1,8 +1,11 @@
-"""Where to compute."""
+"""Where PyTorch computes: choosing the device and the threads, copying to a device, and waiting for it."""
 
 import torch
+from torch import Tensor
 
 from vitgan.errors import TrainingError
+
+MOST_THREADS = 1024
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -19,3 +22,29 @@ def pick_device(name: str | None) -> torch.device:
         first_line = str(error).partition("\n")[0]
         raise TrainingError(f"device {name!r} cannot be used here ({first_line}): choose another --device") from error
     return device
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with so many CPU threads; None leaves the choice to PyTorch. ValueError where it cannot be."""
+    check_threads(count)
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def check_threads(count: int | None) -> None:
+    """ValueError unless it is a number of threads, or None."""
+    if count is not None and not 1 <= count <= MOST_THREADS:
+        raise ValueError(f"threads must be at least 1 and at most {MOST_THREADS}, got {count}")
+
+
+def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """A host's tensor on the device. The copy waits for nothing that the device has still to do."""
+    if device.type == "cuda":  # only from pinned memory does it not wait
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish what it was given: it may be behind by many steps."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -30,26 +30,26 @@ class Evaluator:
     def __call__(self, generator: ImageGenerator) -> dict[str, float]:
         """Sliced Wasserstein distance and diversity, and for shapes the modes hit.
 
-        `diversity` is the mean distance between two samples in units of that between two real images. `modes_hit` is
+        `diversity` is the mean distance between two samples in units of that between two real images, and left out
+        where that is 0. `modes_hit` is
         the share of the known modes that samples hit, `matched` the share of samples that are clearly one of them.
         """
         fake = generator.sample(self.samples, seed=self.seed + 1).cpu()
-        result = {
-            "sliced_wasserstein": sliced_wasserstein(fake, self.real),
-            "diversity": mean_pairwise_distance(fake) / self.real_distance,
-        }
+        result = {"sliced_wasserstein": sliced_wasserstein(fake, self.real)}
+        if self.real_distance > 0:
+            result["diversity"] = mean_pairwise_distance(fake) / self.real_distance
         if isinstance(self.dataset, Shapes) and self.dataset.channels == 3:
             coverage = mode_coverage(fake, self.dataset)
             result["modes_hit"] = coverage.share_of_modes_hit
             result["matched"] = coverage.share_of_samples_matched
         return result
 
-    def floor(self) -> float:
-        """The distance of other real images: a perfect generator's score. NaN where the data is too small to tell."""
+    def floor(self) -> float | None:
+        """The distance of other real images: a perfect generator's score. None where there are too few of them."""
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.seed))
         other = order[self.samples : 2 * self.samples]
         if len(other) < self.samples:
-            return float("nan")
+            return None
         return sliced_wasserstein(from_uint8(self.dataset.fetch(other)), self.real)
 
     @property

@@ -42,6 +42,16 @@ class StepTracer:
         self.profiler.export_chrome_trace(str(self.run / TRACE))
         return self._report()
 
+    def end(self) -> str | None:
+        """Call when the run ends; what to do where it was too short."""
+        if self.steps == WAIT + WARM_UP + STEPS:
+            return None
+        self.profiler.stop()
+        return (
+            f"no profile: the run ended after {self.steps} steps, and the steps traced are those from "
+            f"{WAIT + WARM_UP + 1} to {WAIT + WARM_UP + STEPS}: profile a run of more --images"
+        )
+
     def _report(self) -> str:
         events = self.profiler.key_averages()
         on_device = torch.cuda.is_available()

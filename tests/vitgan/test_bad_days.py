@@ -183,10 +183,10 @@ def test_a_full_disk_while_logging(tmp_path: Path, capsys: pytest.CaptureFixture
     real_step = job.training.step
 
     def step(real: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
-        assert job.loggers
+        assert job.report.loggers
         if job.training.steps == 6:
-            job.loggers.file.close()
-            job.loggers.file = Path("/dev/full").open("a")  # noqa: SIM115
+            job.report.loggers.file.close()
+            job.report.loggers.file = Path("/dev/full").open("a")  # noqa: SIM115
         return real_step(real, labels)
 
     job.training.step = step  # type: ignore[method-assign]

@@ -54,6 +54,28 @@ def test_train_then_predict_from_the_command_line(here: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.startswith("3.png\tabove")
 
 
+def test_images_that_cannot_be_read_are_named_and_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "train", "data", *SMALL, "--steps", "1", "--out", "c", "--threads", "1"]) == 0
+    Path("data/above/1.png").write_bytes(Path("data/above/2.png").read_bytes()[:30])
+    Path("data/below/7.png").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["classify", "predict", "c", "data", "--attention", "maps", "--threads", "1"]) == 1
+    said = capsys.readouterr()
+    named = [line.split("\t")[0] for line in said.out.splitlines()]
+    assert len(named) == 38
+    assert not {"above/1.png", "below/7.png"} & set(named)
+    assert not Path("maps/above/1.png").exists()
+    lines = said.err.splitlines()
+    assert [line.split(": ")[:2] for line in lines[:2]] == [["left out", "above/1.png"], ["left out", "below/7.png"]]
+    assert lines[2] == "2 of 40 images cannot be read"
+
+
+def test_threads_are_those_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["train", "data"], ["predict", "c", "data"]):
+        assert main(["classify", *command, "--threads", "0"]) == 1
+        assert "threads must be at least 1 and at most 1024, got 0" in capsys.readouterr().err
+
+
 def test_an_encoder_from_a_trained_discriminator(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nano = shlex.split("""
         --generator.patch-size 4 --generator.latent-dim 8 --generator.dim 8 --generator.depth 1 --generator.heads 1

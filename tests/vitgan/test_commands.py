@@ -131,9 +131,10 @@ def test_samples_of_a_class(runs: Path, here: Path, capsys: pytest.CaptureFixtur
 def test_eval_prints_scores_and_keeps_them(runs: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     assert main(["eval", str(runs / "plain"), "--samples", "12", "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
+    said, errors = capsys.readouterr()
     assert "frechet_efficientnet_lite0" in said
     assert "fid" not in said.lower()
+    assert "caution: 12 images are too few for the covariance of 1,280 features" in errors
     [line] = (runs / "plain" / "scores.jsonl").read_text().splitlines()
     scores = json.loads(line)
     assert scores["samples"] == 12

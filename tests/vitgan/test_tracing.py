@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.vitgan.helpers import trainer
 from vitgan.tracing import STEPS, TRACE
 
@@ -14,8 +16,14 @@ def test_a_profile_says_where_the_time_goes_and_leaves_a_trace(tmp_path: Path) -
     assert str(tmp_path / TRACE) in said
     names = [event.get("name") for event in json.loads((tmp_path / TRACE).read_text())["traceEvents"]]
     assert names.count("vitgan: discriminator") == STEPS
+    assert "no profile" not in said
 
 
-def test_a_run_too_short_to_be_traced_ends_well(tmp_path: Path) -> None:
-    job, _ = trainer(tmp_path, profile=True, images=8)
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_a_run_too_short_to_be_traced_says_so(steps: int, tmp_path: Path) -> None:
+    job, out = trainer(tmp_path, profile=True, images=4 * steps)
     assert job.train()
+    assert (
+        f"no profile: the run ended after {steps} steps, and the steps traced are those from 4 to 6" in out.getvalue()
+    )
+    assert not (tmp_path / TRACE).exists()

@@ -188,13 +188,10 @@ def test_the_device_s_time_is_the_steps_time(tmp_path: Path, monkeypatch: pytest
         nonlocal clock
         clock += 5
 
-    monkeypatch.setattr(job, "device", torch.device("cuda"))
-    monkeypatch.setattr("vitgan.trainer.copy_to", lambda device, tensor: tensor)
-    monkeypatch.setattr("vitgan.trainer.keep_on_device", lambda dataset, device: dataset)
-    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    monkeypatch.setattr("vitgan.stopwatch.wait_for", wait)
     monkeypatch.setattr(time, "perf_counter", lambda: clock)
     assert job.train()
-    assert job.elapsed == clock - 1000 > 0
+    assert job.stopwatch.seconds == clock - 1000 > 0
     [last] = [line for line in read_metrics(tmp_path) if "images_per_second" in line]
     assert last["images_per_second"] == 8 / last["elapsed"]
     assert last["elapsed"] % 5 == 0
@@ -227,6 +224,16 @@ def test_data_that_lost_an_image_is_noticed_on_resume(tmp_path: Path, monkeypatc
 def test_a_run_with_gradient_accumulation_comes_to_its_end(tmp_path: Path) -> None:
     job, _ = trainer(tmp_path, accumulate=2)
     assert job.train()
+
+
+@pytest.mark.parametrize(("samples", "words"), [(5, "two parts of the data: 0."), (6, "10 images, 12 are needed")])
+def test_the_distance_of_real_images_is_a_number_or_said_to_be_missing(
+    samples: int, words: str, tmp_path: Path
+) -> None:
+    job, said = trainer(tmp_path, evaluate_samples=samples, images=4)
+    assert job.train()
+    assert words in said.getvalue()
+    assert " nan" not in said.getvalue()
 
 
 def test_tensorboard_files_are_written(tmp_path: Path) -> None:

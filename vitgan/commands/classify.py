@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from vitgan.classifier import Classifier, confusion, fit, split
 from vitgan.data import ImageDataset, open_dataset
 from vitgan.data.archives import Folder, is_image
 from vitgan.data.files import ImageFiles
-from vitgan.devices import pick_device
+from vitgan.devices import pick_device, use_threads
 from vitgan.images import from_uint8, save_image
 from vitgan.models import DiscriminatorConfig
 from vitgan.seeds import check_seed
@@ -69,6 +70,8 @@ class Train:
     """Of the weights, the test images and the order."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; None takes cuda where there is one."""
+    threads: int | None = None
+    """CPU threads that PyTorch computes with; None leaves the choice to PyTorch."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or not 0 < self.lr < math.inf:
@@ -90,6 +93,8 @@ class Predict:
     """Folder for pictures of each image beside what the class token attends to; None makes none."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """CPU threads that PyTorch computes with; None leaves the choice to PyTorch."""
 
 
 def main(arguments: list[str]) -> int:
@@ -104,6 +109,7 @@ def main(arguments: list[str]) -> int:
 
 def train(options: Train) -> int:
     """Trains, tests, and writes the classifier with test.json."""
+    use_threads(options.threads)
     torch.manual_seed(options.seed)
     device = pick_device(options.device)
     if options.encoder is not None:
@@ -144,11 +150,19 @@ def train(options: Train) -> int:
 
 
 def predict(options: Predict) -> int:
-    """Prints the most likely class of each image and its probability."""
-    classifier = Classifier.load(options.classifier).to(pick_device(options.device))
+    """Prints the most likely class of each image and its probability; 1 where images had to be left out."""
+    use_threads(options.threads)
+    device = pick_device(options.device)
+    classifier = Classifier.load(options.classifier).to(device)
     files = _files(options.images, classifier.image_shape)
+    left_out = 0
     for index, member in enumerate(files.archive.members):
-        image = from_uint8(files.fetch([index]).to(next(classifier.parameters()).device))
+        pixels, bad = files.try_fetch([index])
+        if bad:
+            print(f"left out: {bad[0]}", file=sys.stderr)
+            left_out += 1
+            continue
+        image = from_uint8(pixels.to(device))
         with torch.no_grad():
             probability, label = classifier(image).softmax(dim=1)[0].max(dim=0)
         print(f"{member.name}\t{classifier.class_names[int(label)]}\t{float(probability):.3f}")
@@ -157,7 +171,9 @@ def predict(options: Predict) -> int:
             path = options.attention / Path(member.name).with_suffix(".png")
             path.parent.mkdir(parents=True, exist_ok=True)
             save_image(picture, path)
-    return 0
+    if left_out:
+        print(f"{left_out} of {len(files)} images cannot be read", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def attention_picture(image: Tensor, attention: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """vitgan eval."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ def main(arguments: list[str]) -> int:
         scorer = Scorer(dataset, network, samples=options.samples, seed=options.seed, progress=progress)
         scores = scorer(generator, truncation=options.truncation)
     print(f"{scorer.samples:,} samples of {checkpoint} against as many images of {dataset.name}, on {network.name}")
+    if caution := scorer.caution():
+        print(f"caution: {caution}", file=sys.stderr)
     for name, value in scores.items():
         print(f"  {name:40}{value:.5g}")
     line = {"images": int(checkpoint.name), "samples": scorer.samples, "data": dataset.name, "network": network.key}

@@ -1,10 +1,8 @@
 """vitgan train."""
 
-import torch
-
 from vitgan.adversarial import Adversarial
 from vitgan.data import open_dataset
-from vitgan.devices import pick_device
+from vitgan.devices import pick_device, use_threads
 from vitgan.distributed import torchrun_ranks
 from vitgan.loggers import import_wandb
 from vitgan.runs import new_run_directory
@@ -16,8 +14,7 @@ def main(arguments: list[str]) -> int:
     """vitgan train: values come from the preset, a file and the flags, or from the run that is resumed."""
     settings = read_settings(arguments)
     config = settings.config
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     with torchrun_ranks(config.device) as ranks:
         with ranks.first_goes_ahead():  # the others find what it decoded in the cache
             dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)

@@ -6,7 +6,7 @@ from pathlib import Path
 from vitgan.data.archives import open_archive
 from vitgan.data.base import DataError, ImageDataset, TensorDataset, check_format
 from vitgan.data.cifar10 import load_cifar10
-from vitgan.data.device import DeviceDataset, copy_to, keep_on_device
+from vitgan.data.device import DeviceDataset, keep_on_device
 from vitgan.data.files import ImageFiles, load_files
 from vitgan.data.hub import HubImages
 from vitgan.data.labels import read_labels
@@ -20,7 +20,6 @@ __all__ = [
     "ImageDataset",
     "Shapes",
     "TensorDataset",
-    "copy_to",
     "keep_on_device",
     "open_dataset",
     "user_cache",

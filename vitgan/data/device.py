@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vitgan.data.base import ImageDataset, Indices, check_indices
+from vitgan.devices import copy_to
 
 SHARE = 0.25
 """Of a GPU's free memory: larger data sets stay on the host, and batches are copied."""
@@ -44,10 +45,3 @@ def keep_on_device(dataset: ImageDataset, device: torch.device) -> ImageDataset:
     free, _ = torch.cuda.mem_get_info(device)
     size = len(dataset) * dataset.channels * dataset.image_size**2
     return DeviceDataset(dataset, device) if size <= SHARE * free else dataset
-
-
-def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
-    """A host's tensor on the device. The copy waits for nothing that the device has still to do."""
-    if device.type == "cuda":  # only from pinned memory does it not wait
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

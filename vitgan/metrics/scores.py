@@ -97,6 +97,16 @@ class Scorer:
         fake = statistics(images, self.network, self.progress("generated images", self.samples))
         return compare(self.real, fake, self.network)
 
+    def caution(self) -> str | None:
+        """What to know of distances between so few images, or None."""
+        features = len(self.real.mean)
+        if self.samples > features:
+            return None
+        return (
+            f"{self.samples:,} images are too few for the covariance of {features:,} features: the Frechet distance is "
+            f"far too high, and compares with others of {self.samples:,} images alone; precision and recall are rough"
+        )
+
     def _recall_or_compute(self, dataset: ImageDataset, order: Tensor, folder: Path) -> Statistics:
         hasher = hashlib.blake2b(f"1 {self.network.key} {KEPT}".encode(), digest_size=16)
         for part in order.split(BATCH):
