@@ -9,6 +9,7 @@ RUN/checkpoints/000001200000/          named by the images seen
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ CHECKPOINTS = "checkpoints"
 GENERATOR = "generator_ema.safetensors"
 TRAINING = "training.safetensors"
 STATE = "state.json"
+CLASSIFIER = "classifier.json"
 FORMAT = 1
 
 
@@ -111,7 +113,7 @@ def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
         training.load_state(tensors, state["training"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} does not fit this model or device; resume with the run's own configuration: {error}"
+            f"{path} does not fit this model or device; resume with the run's own configuration: {first_misfit(error)}"
         ) from error
     trainer: dict[str, Any] = state["trainer"]
     return trainer
@@ -130,23 +132,54 @@ def latest_checkpoint(path: Path) -> Path:
         return path
     checkpoints = list_checkpoints(path)
     if not checkpoints:
-        raise CheckpointError(f"{path} has no checkpoint: give a run directory or one of its checkpoints")
+        what = "holds a classifier, and no generator" if (path / CLASSIFIER).exists() else "has no checkpoint"
+        raise CheckpointError(f"{path} {what}: give a run directory or one of its checkpoints")
     return checkpoints[-1]
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run directory that a checkpoint is in. CheckpointError where it has been taken out of it."""
+    run = checkpoint.resolve().parent.parent
+    if not (run / CONFIG).exists():
+        raise CheckpointError(
+            f"{checkpoint} lies outside of a run, whose {CONFIG} is needed: put it back into RUN/{CHECKPOINTS}/"
+        )
+    return run
+
+
+def first_misfit(error: Exception) -> str:
+    """Of an error of load_state_dict, which has a line for each tensor, the first one and how many follow."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = textwrap.shorten(lines[min(1, len(lines) - 1)], 300, placeholder=" ...")
+    return said if len(lines) < 3 else f"{said} And {len(lines) - 2} more."
 
 
 def _no_folder(path: Path, needed: str) -> str:
     return f"{path} {'is a file' if path.exists() else 'does not exist'}: give {needed}"
 
 
+def images_seen(checkpoint: Path) -> int:
+    """Real images that training had shown until a checkpoint, whatever its folder is called now."""
+    try:
+        steps = int(json.loads((checkpoint / STATE).read_text())["training"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / STATE} is damaged: take another checkpoint ({error})") from error
+    return steps * load_config(run_of(checkpoint)).batch_size
+
+
 def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> ImageGenerator:
     """The averaged generator of a run directory or checkpoint, in evaluation mode."""
     checkpoint = latest_checkpoint(Path(path).resolve())
-    config = load_config(checkpoint.parent.parent)
-    generator = build_generator(config)
+    run = run_of(checkpoint)
+    generator = build_generator(load_config(run))
     try:
         generator.load_state_dict(load_file(checkpoint / GENERATOR))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint / GENERATOR} cannot be loaded: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint / GENERATOR} is damaged: take another checkpoint ({error})") from error
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint / GENERATOR} is not of the run that {run / CONFIG} describes: {first_misfit(error)}"
+        ) from error
     return generator.to(device).eval().requires_grad_(False)
 
 

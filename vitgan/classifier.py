@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitgan.atomic import atomic_write
-from vitgan.checkpoint import TRAINING, latest_checkpoint, load_config
+from vitgan.checkpoint import CLASSIFIER, TRAINING, first_misfit, latest_checkpoint, load_config, run_of
 from vitgan.config import from_dict
 from vitgan.data import ImageDataset
 from vitgan.errors import CheckpointError
@@ -22,7 +22,6 @@ from vitgan.images import from_uint8
 from vitgan.models import Discriminator, DiscriminatorConfig
 
 WEIGHTS = "classifier.safetensors"
-SETTINGS = "classifier.json"
 PROGRESS_EVERY = 10
 
 
@@ -73,7 +72,7 @@ class Classifier(Discriminator):
             "image_size": image_size,
             "channels": channels,
         }
-        with atomic_write(folder / SETTINGS) as file:
+        with atomic_write(folder / CLASSIFIER) as file:
             file.write(json.dumps(settings, indent=2).encode())
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with atomic_write(folder / WEIGHTS) as file:
@@ -82,13 +81,15 @@ class Classifier(Discriminator):
     @staticmethod
     def load(folder: Path) -> "Classifier":
         """The classifier in a folder, in evaluation mode. Raises CheckpointError where there is none."""
+        if not (folder / CLASSIFIER).is_file():
+            raise CheckpointError(f"{folder} holds no classifier: give the folder that vitgan classify train wrote")
         try:
-            settings = json.loads((folder / SETTINGS).read_text())
+            settings = json.loads((folder / CLASSIFIER).read_text())
             config: DiscriminatorConfig = from_dict(DiscriminatorConfig, settings.pop("config"))
             classifier = Classifier(config, **settings)
             classifier.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} holds no classifier that can be loaded: {error}") from error
+            raise CheckpointError(f"the classifier in {folder} cannot be loaded: {first_misfit(error)}") from error
         return classifier.eval()
 
     @staticmethod
@@ -99,7 +100,7 @@ class Classifier(Discriminator):
             CheckpointError: there is none at `run`, or its discriminator is no vision transformer.
         """
         checkpoint = latest_checkpoint(run.resolve())
-        config = load_config(checkpoint.parent.parent)
+        config = load_config(run_of(checkpoint))
         if config.discriminator_kind != "vit":
             raise CheckpointError(f"{run} has a discriminator of kind {config.discriminator_kind}, and vit is needed")
         classifier = Classifier(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vitgan.checkpoint import GENERATOR, load_config, load_generator
+from vitgan.checkpoint import GENERATOR, images_seen, load_config, load_generator, run_of
 from vitgan.config import to_dict
 from vitgan.errors import VitganError
 from vitgan_kernels import use_backend
@@ -65,7 +65,9 @@ def export_onnx(checkpoint: Path, path: Path) -> float:
 
 def export_safetensors(checkpoint: Path, folder: Path) -> None:
     """Write model.safetensors, config.json and README.md, a model card for a model hub, into the folder."""
-    config = load_config(checkpoint.parent.parent)
+    load_generator(checkpoint)  # what cannot be loaded is not handed on
+    config = load_config(run_of(checkpoint))
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(checkpoint / GENERATOR, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
     by_class = f", by class ({', '.join(config.class_names)})" if config.class_names else ""
@@ -82,7 +84,7 @@ tags: [gan, unconditional-image-generation, vitgan]
 # {config.preset} on {Path(config.data).stem}
 
 A generator of {config.image_size} x {config.image_size} images{by_class}: the moving average of the weights after
-{int(checkpoint.name):,} images of training, with the vitgan package, version {release}
+{images_seen(checkpoint):,} images of training, with the vitgan package, version {release}
 (after Lee et al., 2021, arXiv 2107.04589).
 
 - generator: {config.generator_kind}, discriminator: {config.discriminator_kind}, loss: {config.loss.kind}

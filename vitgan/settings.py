@@ -41,7 +41,8 @@ def read_settings(arguments: list[str]) -> Settings:
         CheckpointError, TrainingError: the run to go on with cannot be used, or not with these settings.
         SystemExit: a flag is unknown or has no good value (after a message), or help was asked for.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    usage = "vitgan train ... (--help says more)"
+    first = argparse.ArgumentParser("vitgan train", usage, add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
     first.add_argument("--config", type=Path)
     first.add_argument("--resume", type=Path)

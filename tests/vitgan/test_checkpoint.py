@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tests.vitgan.helpers import assert_same, batch, everything, nano, training
 from vitgan import Generator
 from vitgan.checkpoint import (
+    images_seen,
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -185,8 +187,30 @@ def test_paths_that_are_no_runs_say_so(tmp_path: Path, run: Path) -> None:
     path = saved_run(run)
     moved = tmp_path / "some" / "where" / "alone"
     shutil.copytree(path, moved)
-    with pytest.raises(CheckpointError, match="not a run directory"):
+    with pytest.raises(CheckpointError, match=r"alone lies outside of a run, whose config\.json is needed"):
         load_generator(moved)
+    with pytest.raises(CheckpointError, match=r"config\.json is a file: give a run directory"):
+        load_config(run / "config.json")
+    (tmp_path / "classifier.json").touch()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match="holds a classifier, and no generator"):
+        load_generator(run)
+
+
+def test_a_generator_that_is_damaged_or_of_another_run_is_one_line(run: Path) -> None:
+    path = saved_run(run)
+    save_config(nano(generator=replace(nano().generator, dim=16)), run)
+    with pytest.raises(CheckpointError, match=r"is not of the run that .*: size mismatch .*\. And \d+ more\.$") as info:
+        load_generator(run)
+    assert "\n" not in str(info.value)
+    (path / "generator_ema.safetensors").write_bytes(b"text")
+    with pytest.raises(CheckpointError, match="is damaged: take another checkpoint"):
+        load_generator(run)
+
+
+def test_a_checkpoint_of_another_name_knows_its_images(run: Path) -> None:
+    path = saved_run(run, steps=3)
+    assert images_seen(path.rename(path.with_name("best"))) == 3 * nano().batch_size
 
 
 def test_a_configuration_with_unknown_keys_is_refused(run: Path) -> None:

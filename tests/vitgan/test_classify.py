@@ -191,6 +191,8 @@ def test_it_learns() -> None:
     [
         (["train", "data/above"], "has no classes"),
         (["predict", "nowhere", "data"], "holds no classifier"),
+        (["predict", "data/above", "data"], "holds no classifier: give the folder that vitgan classify train wrote"),
+        (["train", "data", "--out", "data/above/0.png"], "a folder is needed there"),
         (["train", "data", "--encoder", "nowhere"], "does not exist"),
     ],
 )

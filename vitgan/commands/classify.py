@@ -125,6 +125,7 @@ def train(options: Train) -> int:
     training, testing = split(dataset, options.test_share, options.seed)
     if not len(training):
         raise ValueError(f"{options.data}: no images are left to train on beside {len(testing)} to test on")
+    options.out.mkdir(parents=True, exist_ok=True)  # now: nothing that is trained should have no place to go
     with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"), transient=True) as bar:
         task = bar.add_task("training", total=options.steps, loss=float("nan"))
         fit(
@@ -154,6 +155,8 @@ def predict(options: Predict) -> int:
     use_threads(options.threads)
     device = pick_device(options.device)
     classifier = Classifier.load(options.classifier).to(device)
+    if options.attention is not None:
+        options.attention.mkdir(parents=True, exist_ok=True)
     files = _files(options.images, classifier.image_shape)
     left_out = 0
     for index, member in enumerate(files.archive.members):

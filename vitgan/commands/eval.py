@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 from rich.progress import Progress
 
-from vitgan.checkpoint import latest_checkpoint, load_config, load_generator
+from vitgan.checkpoint import images_seen, latest_checkpoint, load_config, load_generator, run_of
 from vitgan.data import open_dataset
 from vitgan.devices import pick_device
 from vitgan.metrics.features import NetworkName, load_network
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Eval, args=arguments, prog="vitgan eval")
     check_seed(options.seed)
     checkpoint = latest_checkpoint(options.model.resolve())
-    run = checkpoint.parent.parent
+    run = run_of(checkpoint)
     config = load_config(run)
     device = pick_device(options.device)
     generator = load_generator(checkpoint, device=device)
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         print(f"caution: {caution}", file=sys.stderr)
     for name, value in scores.items():
         print(f"  {name:40}{value:.5g}")
-    line = {"images": int(checkpoint.name), "samples": scorer.samples, "data": dataset.name, "network": network.key}
+    line = {"images": images_seen(checkpoint), "samples": scorer.samples, "data": dataset.name, "network": network.key}
     with (run / SCORES).open("a") as file:
         file.write(json.dumps(line | {"truncation": options.truncation, "seed": options.seed} | scores) + "\n")
     return 0

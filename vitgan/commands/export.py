@@ -29,7 +29,6 @@ def main(arguments: list[str]) -> int:
     """Prints what was written, and how far the ONNX file's images are from PyTorch's."""
     options = tyro.cli(Export, args=arguments, prog="vitgan export")
     checkpoint = latest_checkpoint(options.model.resolve())
-    options.out.mkdir(parents=True, exist_ok=True)
     export_safetensors(checkpoint, options.out)
     print(f"weights, settings and model card -> {options.out}")
     if options.onnx:

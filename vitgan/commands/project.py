@@ -51,11 +51,11 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # decoders raise anything on broken bytes
         raise DataError(f"{options.image} cannot be read: {error}") from error
     target = from_uint8(torch.from_numpy(pixels.copy()))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with Progress(transient=True) as bar:
         task = bar.add_task("projecting", total=options.steps)
         w = project(generator, target, steps=options.steps, seed=options.seed, progress=lambda loss: bar.advance(task))
     image = generator.render(w)[0].cpu()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     save_image(grid(torch.stack([target, image]), columns=2), options.out)
     np.savez(options.out.with_suffix(".npz"), w=w.cpu().numpy(), target=target.numpy(), image=image.numpy())
     psnr = float(10 * torch.log10(4 / (image - target).square().mean()))

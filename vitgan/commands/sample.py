@@ -9,7 +9,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from vitgan.checkpoint import latest_checkpoint, load_config, load_generator
+from vitgan.checkpoint import latest_checkpoint, load_config, load_generator, run_of
 from vitgan.devices import pick_device
 from vitgan.images import grid, save_image, to_uint8
 from vitgan.models import ImageGenerator
@@ -90,7 +90,7 @@ def _check_ending(out: Path, suffix: str) -> None:
 
 def class_number(model: Path, label: str) -> Tensor:
     """The class of that name or number, (1,). ValueError names those there are."""
-    names = load_config(latest_checkpoint(model.resolve()).parent.parent).class_names
+    names = load_config(run_of(latest_checkpoint(model.resolve()))).class_names
     if not names:
         raise ValueError(f"{model} is not conditional: leave out --label")
     if label in names:
