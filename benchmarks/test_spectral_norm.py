@@ -10,10 +10,9 @@ from torch import Tensor
 
 from benchmarks.cases import Case, Contender, Inputs
 from benchmarks.machine import pick_device
+from benchmarks.matrices import matrices
 from benchmarks.peers import spectral_norm as peers
 from benchmarks.session import CLOCK, Session, name_of_ours, show
-from vitgan.networks import build_discriminator
-from vitgan.presets import PRESETS
 from vitgan_kernels import reference, spectral_norm
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
@@ -26,13 +25,6 @@ SIZES = {
     "small": {"cpu": ["tiny", MAIN], "cuda": ["tiny", MAIN]},
     "paper": {"cpu": [MAIN, "lsun128"], "cuda": ["tiny", MAIN, "lsun128"]},
 }
-
-
-@cache
-def shapes(preset: str) -> list[tuple[int, int]]:
-    """(out, in) of every matrix."""
-    parameters = build_discriminator(PRESETS[preset]).parameters()
-    return [(p.shape[0], p.numel() // p.shape[0]) for p in parameters if p.ndim > 1]
 
 
 def exact(*tensors: Tensor) -> list[Tensor]:
@@ -51,7 +43,7 @@ def case(preset: str) -> Case:
     """Least bytes for N elements in all: W read and the scaled one written; in the backward the gradient read and the
     weight's written too, and W again. Operations, two an element: products with v and u, the scaling, and in the
     backward the inner product with the gradient and the rank-one update."""
-    sizes = shapes(preset)
+    sizes = matrices(preset)
 
     def inputs(seed: int) -> Inputs:
         random = torch.Generator(DEVICE).manual_seed(seed)

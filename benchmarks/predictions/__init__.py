@@ -1,1 +1,1 @@
-"""Predicted times of the Triton kernels on GPUs that nobody has measured them on: never mixed with measured ones."""
+"""Predicted times of the kernels on GPUs that nobody has measured them on: never mixed with measured ones."""

@@ -20,8 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.compile:
         figures.write()
-    if figures.stale():
-        print("the figures are of other kernels: run python -m benchmarks.predictions --compile", file=sys.stderr)
+    if old := figures.stale():
+        print(
+            f"the figures ({', '.join(old)}) are of other kernels: run python -m benchmarks.predictions --compile",
+            file=sys.stderr,
+        )
         return 1
     if not options.check:
         print(model.text(figures.load()))

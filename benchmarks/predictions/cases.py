@@ -62,3 +62,8 @@ CASES = (
     *(_siren(8192, 16, 2, measures) for measures in ("forward", "forward_backward")),
     *(_siren(8192, 16, 1, measures) for measures in ("forward", "forward_backward")),
 )
+
+# (preset, what is measured) of the CUDA kernels of spectral normalisation, at the sizes of the benchmarks too.
+SPECTRAL_NORM = tuple(
+    (preset, measures) for preset in ("tiny", "cifar10", "lsun128") for measures in ("forward", "forward_backward")
+)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.predictions --compile
 
-compiles what the operators launch at the shapes below, which takes a minute; everything else reads the file. It
-carries a digest of the sources, so that figures of other kernels than the present ones are not used unnoticed.
+compiles what the operators launch at the shapes of cases.py, which takes a minute; everything else reads the file. It
+carries digests of the sources, so that figures of other kernels than the present ones are not used unnoticed. Where
+there is no nvcc, the figures of the CUDA kernels stay what they were.
 """
 
 import ast
@@ -12,10 +13,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.predictions import cuda
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -25,10 +28,9 @@ SOURCES = (
     *(KERNELS / "l2_attention" / name for name in ("launch.py", "layout.py", "tiles.py")),
     *sorted((KERNELS / "l2_attention").glob("triton_*.py")),
     *(KERNELS / "modulated_siren" / n for n in ("launch.py", "plan.py", "sine.py", "stack.py", "triton_kernels.py")),
-    HERE / "cases.py",
-    HERE / "figures.py",
     HERE / "loops.py",
 )
+COMMON = (HERE / "cases.py", HERE / "figures.py")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Figures:
     registers: int  # of a thread
     shared: int  # bytes of a program
     bytes: int  # of one launch: every tensor it is given, once
+    again: int  # bytes that it reads and an earlier kernel of the case has touched
+    since: int  # bytes that were touched since then, these among them
     flops: dict[str, int]  # that the tensor cores do for one program, by the operands' dtype
-    instructions: dict[str, int]  # that one warp issues, by kind: tensor, fp32, special, memory, other
+    instructions: dict[str, int]  # that one warp issues, by kind: tensor, fp32, double, special, memory, other
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,25 @@ class CaseFigures:
     kernels: list[Figures]
 
 
-def digest() -> str:
-    """Of the code that decides what is launched; comments and docstrings do not count."""
-    found = hashlib.sha256()
-    for path in SOURCES:
-        found.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
-    return found.hexdigest()[:16]
+def digests() -> dict[str, str]:
+    """Of the code that decides what is launched, of Triton and of CUDA; comments and docstrings do not count."""
+    found = {}
+    for name, paths in (("triton", (*SOURCES, *COMMON)), ("cuda", (*cuda.SOURCES, HERE / "cuda.py", *COMMON))):
+        code = [_python(path) if path.suffix == ".py" else _without_comments(path.read_text()) for path in paths]
+        found[name] = hashlib.sha256("\n".join(code).encode()).hexdigest()[:16]
+    return found
 
 
-def stale() -> bool:
-    """Whether figures.json is of other kernels than the present ones."""
-    return bool(json.loads(FILE.read_text())["sources"] != digest())
+def stale() -> list[str]:
+    """Which figures of figures.json are of other kernels than the present ones: "triton", "cuda"."""
+    kept = json.loads(FILE.read_text())["sources"]
+    return [name for name, digest in digests().items() if kept.get(name) != digest]
 
 
 def load() -> list[CaseFigures]:
-    """The figures of every case and target. RuntimeError where they are of other kernels."""
-    if stale():
-        raise RuntimeError("benchmarks/predictions/figures.json is older than the kernels: "
+    """The figures of every case and target. RuntimeError where some are of other kernels."""
+    if old := stale():
+        raise RuntimeError(f"benchmarks/predictions/figures.json is older than the kernels ({', '.join(old)}): "
                            "run python -m benchmarks.predictions --compile")  # fmt: skip
     return [
         CaseFigures(**case | {"kernels": [Figures(**kernel) for kernel in case["kernels"]]})
@@ -89,13 +95,58 @@ def write(say: Callable[[str], None] = print) -> None:
     from benchmarks.predictions.cases import CASES
     from benchmarks.predictions.devices import GPUS
 
+    targets = list(dict.fromkeys(gpu.target for gpu in GPUS))
     found = []
     for case in CASES:
-        for target in dict.fromkeys(gpu.target for gpu in GPUS):
+        for target in targets:
             say(f"{case.suite} {case.shape} {case.measures} {target}")
             kernels = _kernels(case.run, target)
-            found.append(asdict(CaseFigures(case.suite, case.shape, case.dtype, case.measures, target, kernels)))
-    FILE.write_text(json.dumps({"sources": digest(), "triton": triton.__version__, "cases": found}, indent=1) + "\n")
+            found.append(CaseFigures(case.suite, case.shape, case.dtype, case.measures, target, kernels))
+    sources = digests()
+    if cuda.nvcc():
+        say("csrc")
+        found += _spectral_norm(targets)
+        rows = [asdict(case) for case in found]
+    else:
+        kept = json.loads(FILE.read_text())
+        say("csrc: there is no nvcc on PATH, so the figures of the CUDA kernels stay what they were")
+        rows = [asdict(case) for case in found] + [case for case in kept["cases"] if case["suite"] == "spectral_norm"]
+        sources["cuda"] = kept["sources"]["cuda"]
+    FILE.write_text(json.dumps({"sources": sources, "triton": triton.__version__, "cases": rows}, indent=1) + "\n")
+
+
+def _spectral_norm(targets: Sequence[str]) -> list[CaseFigures]:
+    from benchmarks.matrices import matrices
+    from benchmarks.predictions.cases import SPECTRAL_NORM
+
+    found = []
+    for target in targets:
+        code = {phase.source: cuda.compiled(phase.source, target) for phase in (*cuda.FORWARD, *cuda.BACKWARD)}
+        for preset, measures in SPECTRAL_NORM:
+            sizes = matrices(preset)
+            phases = cuda.FORWARD + (cuda.BACKWARD if measures == "forward_backward" else ())
+            kernels = [_phase_figures(phase, code[phase.source], sizes) for phase in phases]
+            shape = {"matrices": len(sizes), "elements": sum(rows * cols for rows, cols in sizes)}
+            found.append(CaseFigures("spectral_norm", shape, "float32", measures, target, kernels))
+    return found
+
+
+def _phase_figures(phase: cuda.Phase, compiled: cuda.Compiled, sizes: Sequence[cuda.Shape]) -> Figures:
+    elements, tasks = sum(rows * cols for rows, cols in sizes), sum(phase.tasks(*size) for size in sizes)
+    issued = cuda.issued(compiled.code, phase, sizes, _kind)
+    return Figures(
+        kernel=phase.name,
+        launches=1,
+        programs=tasks,
+        warps=cuda.WARPS,
+        registers=compiled.registers,
+        shared=compiled.shared,
+        bytes=phase.bytes * elements,
+        again=phase.again * elements,
+        since=phase.since * elements,
+        flops={},
+        instructions={kind: round(count / tasks) for kind, count in sorted(issued.items())},
+    )
 
 
 def _kernels(run: Callable[[], Any], target: str) -> list[Figures]:
@@ -139,6 +190,8 @@ def _figures(launch: Any, launches: int, target: str) -> Figures:
         registers=int(registers[1]),
         shared=kernel.metadata.shared,
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        again=0,
+        since=0,
         flops={dtype: round(flops * products / wanted) for dtype, flops in work.product_flops.items()},
         instructions=dict(sorted(kinds.items())),
     )
@@ -160,7 +213,17 @@ def _kind(operation: str) -> str:
         return "special"
     if operation.startswith(("FADD", "FMUL", "FFMA")):
         return "fp32"
+    if operation.startswith(("DADD", "DMUL", "DFMA", "DSETP")):
+        return "double"
     return "memory" if operation.startswith(("LD", "ST", "ATOM", "RED", "UTMA")) else "other"
+
+
+def _python(path: Path) -> str:
+    return ast.dump(_without_docstrings(ast.parse(path.read_text())))
+
+
+def _without_comments(text: str) -> str:
+    return " ".join(re.sub(r"//.*", "", text).split())
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -2,18 +2,23 @@
 
 Of each launch, on the multiprocessor that gets the most programs:
 
-    memory    every tensor that the launch is given goes once over the memory bus
+    memory    every tensor that the launch is given goes once over the memory bus; what an earlier launch of the case
+              has touched comes from the L2 cache where no more than that holds was touched since
     tensor    its matrix products, whole tiles, at the tensor cores' dense rate
     fp32      additions, multiplications and multiply-adds of the compiled code, by the lanes there are
+    double    the same in float64, which the CUDA kernels add norms and inner products up in
     special   exp2, log2, sine and reciprocals, 16 lanes
     issue     all instructions: one a clock and scheduler, as far as enough warps are resident to hide their latency
 
 How many programs are resident follows from registers, shared memory and warps (occupancy). The longest of these is the
 time; LAUNCH is added for each kernel. ISSUE_GAP and LAUNCH are assumptions, not measurements.
 
-Nothing else is modelled: caches serve every second read, nothing waits for memory once enough warps are there, clocks
-stay at their boost, and the host is never late. What PyTorch launches between the kernels (sums of partial results) is
-left out. So a prediction ranks kernels and names what holds each of them up; a measurement may be some times longer.
+A phase of a CUDA kernel counts as a launch, since a barrier of the whole grid stands before it.
+
+Nothing else is modelled: caches serve every second read within a launch, at no cost, nothing waits for memory once
+enough warps are there, clocks stay at their boost, and the host is never late. What PyTorch launches between the
+kernels (sums of partial results) is left out. So a prediction ranks kernels and names what holds each of them up; a
+measurement may be some times longer.
 """
 
 from collections.abc import Sequence
@@ -56,11 +61,13 @@ def predicted(figures: Figures, gpu: Gpu) -> Prediction:
     clocks = {
         "issue": sum(issued.values()) / rate,
         "fp32": issued.get("fp32", 0) * 32 / gpu.fp32_lanes,
+        "double": issued.get("double", 0) * 32 / gpu.fp64_lanes,
         "special": issued.get("special", 0) * 32 / SPECIAL_LANES,
         "tensor": most * sum(flops / gpu.tensor_flops[_operands(dtype)] for dtype, flops in figures.flops.items()),
     }
     seconds = {name: value / gpu.clock for name, value in clocks.items()}
-    seconds["memory"] = figures.bytes / gpu.bytes_per_second
+    again = figures.again if figures.since > gpu.l2 else 0
+    seconds["memory"] = (figures.bytes + again) / gpu.bytes_per_second
     bound = max(seconds, key=lambda name: seconds[name])
     return Prediction(seconds[bound] + LAUNCH, bound, resident * figures.warps / gpu.warps)
 
@@ -82,7 +89,7 @@ def text(cases: Sequence[CaseFigures]) -> str:
                 for kernel in case.kernels:
                     one = predicted(kernel, gpu)
                     lines.append(
-                        f"    {kernel.kernel:<20} x {kernel.launches:<3} {1e6 * one.seconds:9.1f} us  {one.bound:<8}"
+                        f"    {kernel.kernel:<22} x {kernel.launches:<3} {1e6 * one.seconds:9.1f} us  {one.bound:<8}"
                         f" occupancy {one.occupancy:4.0%}  {kernel.registers} registers, {kernel.shared} bytes shared"
                     )
     return "\n".join(lines)

@@ -1,13 +1,17 @@
 """Predictions: loops are counted, ceilings and occupancy are those of the GPU, and the figures are of these kernels."""
 
 import ast
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.predictions import figures, model
-from benchmarks.predictions.devices import GPUS
+from benchmarks import test_spectral_norm
+from benchmarks.predictions import cuda, figures, model
+from benchmarks.predictions.devices import GPUS, Gpu
 from benchmarks.predictions.figures import Figures
 from benchmarks.predictions.loops import counted, executions
 from benchmarks.report import predicted
@@ -43,6 +47,8 @@ KERNEL = Figures(
     registers=128,
     shared=32 * 1024,
     bytes=0,
+    again=0,
+    since=0,
     flops={},
     instructions={},
 )
@@ -110,11 +116,114 @@ def test_a_program_that_does_not_fit_is_an_error() -> None:
         model.predicted(replace(KERNEL, shared=228 * 1024), H200)
 
 
+# TFLOP/s on the data sheets: dense bfloat16, TF32, float32, float64
+PUBLISHED = {
+    "NVIDIA H200": (989.4, 494.7, 66.9, 33.5),
+    "NVIDIA H100 80GB HBM3": (989.4, 494.7, 66.9, 33.5),
+    "NVIDIA A100-SXM4-80GB": (312, 156, 19.5, 9.7),
+}
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if gpu.name in PUBLISHED], ids=lambda gpu: gpu.name)
+def test_rates_are_those_of_the_data_sheets(gpu: Gpu) -> None:
+    clocks = gpu.multiprocessors * gpu.clock / 1e12
+    bf16, tf32, fp32, fp64 = PUBLISHED[gpu.name]
+    assert gpu.tensor_flops["bf16"] * clocks == pytest.approx(bf16, rel=0.01)
+    assert gpu.tensor_flops["f16"] * clocks == pytest.approx(bf16, rel=0.01)
+    assert gpu.tensor_flops["tf32"] * clocks == pytest.approx(tf32, rel=0.01)
+    # Hopper's vector rates hold at 1.98 GHz, its tensor rates at 1.83: the model has the lower clock for all
+    assert gpu.fp32_lanes * 2 * clocks == pytest.approx(fp32, rel=0.1)
+    assert gpu.fp64_lanes * 2 * clocks == pytest.approx(fp64, rel=0.1)
+
+
+def test_what_the_cache_does_not_hold_is_read_again() -> None:
+    small = replace(KERNEL, bytes=0, again=48_000_000, since=48_000_000)
+    assert model.predicted(small, H200).seconds == pytest.approx(model.LAUNCH)
+    one = model.predicted(replace(small, since=H200.l2 + 1), H200)
+    assert one.seconds == pytest.approx(1e-5 + model.LAUNCH)
+    assert one.bound == "memory"
+
+
 def test_the_figures_are_of_the_present_kernels() -> None:
     assert not figures.stale(), "run python -m benchmarks.predictions --compile"
     cases = figures.load()
     assert {case.target for case in cases} == {gpu.target for gpu in GPUS}
     assert all(model.total(case, gpu) > 0 for gpu in GPUS for case in cases if case.target == gpu.target)
+
+
+@pytest.mark.parametrize("name", ["power_iteration.cu", "backward.cu", "cuda_common.cuh", "power_iteration.h"])
+def test_a_change_of_the_cuda_sources_makes_their_figures_stale(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = tuple(tmp_path / path.name for path in cuda.SOURCES)
+    for path, copy in zip(cuda.SOURCES, copies, strict=True):
+        copy.write_text(path.read_text())
+    monkeypatch.setattr(cuda, "SOURCES", copies)
+    assert figures.stale() == []
+    changed = tmp_path / name
+    changed.write_text(changed.read_text() + "\n// a comment\n")
+    assert figures.stale() == []
+    changed.write_text(changed.read_text() + "int more;\n")
+    assert figures.stale() == ["cuda"]
+
+
+def test_the_cuda_figures_are_of_the_matrices_that_are_measured() -> None:
+    predicted_shapes = [case.shape for case in figures.load() if case.suite == "spectral_norm"]
+    for preset in ("tiny", "cifar10"):
+        assert test_spectral_norm.case(preset).shape in predicted_shapes
+
+
+def test_without_nvcc_the_figures_of_cuda_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = json.loads(figures.FILE.read_text())
+    monkeypatch.setattr(figures, "FILE", tmp_path / "figures.json")
+    figures.FILE.write_text(json.dumps(kept | {"sources": {"triton": "old", "cuda": "older"}}))
+    monkeypatch.setattr(cuda, "nvcc", lambda: None)
+    monkeypatch.setattr("benchmarks.predictions.cases.CASES", ())
+    figures.write(lambda text: None)
+    written = json.loads(figures.FILE.read_text())
+    assert written["cases"] == [case for case in kept["cases"] if case["suite"] == "spectral_norm"]
+    assert figures.stale() == ["cuda"], "kept figures do not pass for new ones"
+
+
+LISTING = """
+	//## File "/csrc/power_iteration.cu", line {call}
+.L_x_1:
+        /*0000*/                   LDG.E R1, [R2] ;
+	//## File "/usr/include/math.h", line 3 inlined at "/csrc/power_iteration.cu", line {loop}
+	//## File "/csrc/power_iteration.cu", line {loop} inlined at "/csrc/power_iteration.cu", line {call}
+	//## File "/csrc/power_iteration.cu", line {call}
+.L_x_2:
+        /*0010*/                   LDS R1, [R2] ;
+        /*0020*/                   FFMA R1, R1, R1, R1 ;
+        /*0030*/                   FFMA R1, R1, R1, R1 ;
+        /*0040*/              @!P0 BRA `(.L_x_2) ;
+	//## File "/csrc/power_iteration.cu", line {call}
+        /*0050*/               @P1 BRA `(.L_x_1) ;
+	//## File "/csrc/power_iteration.cu", line 1
+        /*0060*/                   EXIT ;
+"""
+
+
+def test_loops_of_cuda_are_counted_by_what_their_source_does() -> None:
+    text = (cuda.CSRC / "power_iteration.cu").read_text().splitlines()
+    phase = cuda.FORWARD[0]
+    loop = replace(phase.loops[0], turns=lambda rows, cols: 40)
+    lines = {name: next(at for at, line in enumerate(text, 1) if words in line)
+             for name, words in (("call", phase.call), ("loop", loop.text))}  # fmt: skip
+    code = cuda.parsed(LISTING.format(**lines), "power_iteration.cu")
+    assert [one.operation for one in code] == ["LDG.E", "LDS", "FFMA", "FFMA", "BRA", "BRA", "EXIT"]
+    assert [one.target for one in code] == [None, None, None, None, 1, 0, None]
+    counted = replace(phase, loops=(loop,), tasks=lambda rows, cols: 3)
+    # 40 turns of a loop unrolled twice; the other two instructions of the call once a task
+    assert cuda.issued(code, counted, [(8, 32)], str) == {"LDS": 20, "FFMA": 40, "BRA": 23, "LDG.E": 3}
+    assert cuda.issued(code, replace(counted, never=re.escape(phase.call)), [(8, 32)], str) == {
+        "LDS": 20,
+        "FFMA": 40,
+        "BRA": 20,
+    }
+    missing = replace(phase, loops=(replace(loop, once="DFMA"),))
+    with pytest.raises(ValueError, match="no loop in the machine code"):
+        cuda.issued(code, missing, [(8, 32)], str)
 
 
 def test_comments_do_not_make_figures_stale() -> None:
@@ -135,7 +244,7 @@ def test_a_measurement_stands_beside_its_prediction_and_no_other() -> None:
 
 
 def test_stale_figures_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "digest", lambda: "another")
+    monkeypatch.setattr(figures, "digests", lambda: {"triton": "another"})
     assert "older than the kernels" in predicted.section([])
     with pytest.raises(RuntimeError, match="--compile"):
         figures.load()
