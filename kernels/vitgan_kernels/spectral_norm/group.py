@@ -18,7 +18,8 @@ from vitgan_kernels.spectral_norm.op import check_settings, spectral_norm
 class SpectralNormGroup:
     """Puts every matrix of a model under (improved) spectral normalisation, in place.
 
-    The matrices are all parameters named `weight` with two or more dimensions, but those of embeddings. While the
+    The matrices are all parameters named `weight` with two or more dimensions, but those of embeddings; what a module
+    keeps under another name (a free parameter, the weights of recurrent layers) is left as it is. While the
     model's own forward runs, each layer's `weight` is the scaled one, all of them from one call of `spectral_norm`;
     a layer called by itself scales its own. A forward in training mode moves the vectors u and v; in evaluation mode
     nothing changes. The trainable tensor of a layer becomes `layer.parametrizations.weight.original`, a leaf, and the
@@ -34,7 +35,8 @@ class SpectralNormGroup:
         backend: see `use_backend`.
 
     Raises:
-        ValueError: no matrix was found, one is zero or a transposed convolution, or one is already parametrised.
+        ValueError: no matrix was found, one is zero or a transposed convolution or one of nn.MultiheadAttention, which
+            keeps three in one tensor of another name, or one is already parametrised.
         RuntimeError: in a training forward under torch.nn.DataParallel, whose replicas cannot move a model's vectors.
 
     Under DistributedDataParallel every process moves its own vectors, by the same arithmetic: where they start equal
@@ -64,6 +66,12 @@ class SpectralNormGroup:
         self.layers: list[nn.Module] = []
         if not isinstance(module, nn.Module):
             raise TypeError(f"SpectralNormGroup: a torch.nn.Module is needed, got {type(module).__name__}")
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.MultiheadAttention) and (only is None or only(name, layer)):
+                raise ValueError(
+                    f"SpectralNormGroup: {name or 'the module'} is an nn.MultiheadAttention, whose queries, keys and "
+                    f"values would not be normalised: use vitgan_kernels.L2SelfAttention, or leave it out with only="
+                )
         found = [(name, layer) for name, layer in module.named_modules() if _is_matrix(layer)]
         states = {
             name: self._state_for(name, layer, improved) for name, layer in found if only is None or only(name, layer)
@@ -135,7 +143,10 @@ class _Scale(nn.Module):
         self.scaled: Tensor | None = None
         u, v, sigma = _converged(weight.flatten(1), eps)
         if sigma == 0:
-            raise ValueError(f"SpectralNormGroup: the weight of {name} is zero and has no spectral norm to scale by")
+            raise ValueError(
+                f"SpectralNormGroup: the weight of {name} is zero and has no spectral norm to scale by: leave it out "
+                f"with only=, or give it other values first"
+            )
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
         self.register_buffer("sigma_init", sigma if improved else torch.ones_like(sigma), persistent=improved)

@@ -100,11 +100,14 @@ def spectral_norm(
         table.append((*_memory(weight), weight.data_ptr(), *moved, u_copy, v_copy, result.data_ptr()))
     arguments = (_address(goals), sigma.data_ptr(), n_iterations, eps)
     module = _load()
-    if _on_cuda(first):
-        workspace = _workspace(module.spectral_norm_workspace, weights)
-        module.spectral_norm_cuda(table, _name(scaled[0].dtype), *arguments, *_launch(workspace))
-    else:
-        getattr(module, f"spectral_norm_{_name(first.dtype)}")(table, *arguments, torch.get_num_threads())
+    try:
+        if _on_cuda(first):
+            workspace = _workspace(module.spectral_norm_workspace, weights)
+            module.spectral_norm_cuda(table, _name(scaled[0].dtype), *arguments, *_launch(workspace))
+        else:
+            getattr(module, f"spectral_norm_{_name(first.dtype)}")(table, *arguments, torch.get_num_threads())
+    except ValueError as error:
+        raise ValueError(f"spectral_norm: {error}") from None
     return scaled, sigma, vectors
 
 

@@ -31,6 +31,18 @@ def _compiled(
     return scaled, sigma
 
 
+def _reference(*args: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
+    if not (options["update"] and torch._C._are_functorch_transforms_active()):
+        return reference.spectral_norm(*args, **options)
+    try:
+        return reference.spectral_norm(*args, **options)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "spectral_norm: under a torch.func transform u and v cannot move in place: call it with update=False, or "
+            "put the model in evaluation mode"
+        ) from error
+
+
 def _can_run_cpp(weights: Sequence[Tensor], *vectors: Any, **options: Any) -> tuple[bool, str]:
     if weights[0].device.type != "cpu":
         return False, f"it works on the CPU, the weights are on {weights[0].device}"
@@ -116,12 +128,14 @@ def spectral_norm(
 
     Returns:
         The L scaled weights in their own shapes, and sigma (L,), which is always of the weights' dtype. A weight of
-        zeros has sigma 0 and comes back NaN.
+        zeros (a residual branch that starts closed) has sigma 0 and no direction to scale in: it comes back NaN, as
+        from PyTorch's own, and an update makes its u and v zero, which stay so. Normalise it once it is not zero.
 
     Raises:
         TypeError: a tensor is not floating point, or the dtypes differ.
         ValueError: the lists differ in length; shapes, devices, n_iterations or eps are not legal; or (cpp and cuda)
             a u or v overlaps with anything else. Weights may share storage with each other.
+        RuntimeError: an update under a transform of torch.func.
 
     Everything is computed in the weights' dtype; the compiled implementations take norms and inner products in double.
     Equal inputs give equal bits, on the CPU whatever the number of threads (cpp).
@@ -159,6 +173,8 @@ def _arguments(
     check_tensors("spectral_norm", optional="sigma_init", **named, sigma_init=sigma_init)
     for i, (weight, u_l, v_l) in enumerate(zip(weights, u, v, strict=True)):
         _check_matrix(i, weight, u_l, v_l)
+    if update and not torch.compiler.is_compiling():
+        _check_apart(u, v)
     if sigma_init is not None and sigma_init.shape != (len(weights),):
         raise ValueError(f"spectral_norm: sigma_init must be ({len(weights)},), got {tuple(sigma_init.shape)}")
     check_settings("spectral_norm", n_iterations, eps)
@@ -175,6 +191,18 @@ def check_settings(op: str, n_iterations: int, eps: float) -> None:
     check_finite_number(op, "eps", eps)
     if eps <= 0:
         raise ValueError(f"{op}: eps must be positive, got {eps}")
+
+
+def _check_apart(u: Sequence[Tensor], v: Sequence[Tensor]) -> None:
+    """The compiled implementations look at memory; this is for all, and finds the one tensor given twice."""
+    vectors = [*u, *v]
+    if len({id(x) for x in vectors}) == len(vectors):
+        return
+    names = [f"u[{i}]" for i in range(len(u))] + [f"v[{i}]" for i in range(len(v))]
+    for i, vector in enumerate(vectors):
+        for j in range(i):
+            if vectors[j] is vector:
+                raise ValueError(f"spectral_norm: {names[j]} and {names[i]} are one tensor and share memory; clone one")
 
 
 def _check_matrix(i: int, weight: Tensor, u: Tensor, v: Tensor) -> None:
@@ -197,6 +225,6 @@ OPERATOR = Operator(
     [
         Implementation("cuda", _compiled, _can_run_cuda),
         Implementation("cpp", _compiled, _can_run_cpp),
-        Implementation("reference", reference.spectral_norm, always),
+        Implementation("reference", _reference, always),
     ],
 )

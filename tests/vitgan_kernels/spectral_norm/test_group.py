@@ -345,6 +345,14 @@ def test_a_weight_of_zeros() -> None:
     SpectralNormGroup(model)  # what failed has changed nothing
 
 
+def test_what_a_module_of_attention_keeps_under_another_name_is_not_passed_over() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "head": nn.Linear(4, 1)})
+    with pytest.raises(ValueError, match=r"attention is an nn\.MultiheadAttention, .* leave it out with only="):
+        SpectralNormGroup(model)
+    group = SpectralNormGroup(model, only=lambda name, layer: name != "attention")
+    assert group.names == ["attention.out_proj", "head"]
+
+
 def test_what_is_no_model() -> None:
     with pytest.raises(TypeError, match=r"a torch\.nn\.Module is needed, got str"):
         SpectralNormGroup("model")  # type: ignore[arg-type]

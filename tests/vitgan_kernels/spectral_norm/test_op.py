@@ -54,6 +54,34 @@ def test_types_that_do_not_fit(replaced: dict[str, Any], message: str) -> None:
         spectral_norm(**(arguments | replaced))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_vector_given_twice_is_refused_where_it_would_move(backend: str) -> None:
+    with pytest.raises(ValueError, match=r"^spectral_norm: u\[0\] and u\[1\] are one tensor and share memory"):
+        spectral_norm([W, W], [U, U], [V, V.clone()], backend=backend)
+    square = torch.randn(4, 4)
+    with pytest.raises(ValueError, match=r"^spectral_norm: u\[0\] and v\[0\] are one tensor"):
+        spectral_norm([square], [U], [U], backend=backend)
+    _, sigma = spectral_norm([W, W], [U, U], [V, V], update=False, backend=backend)
+    assert sigma[0] == sigma[1]
+
+
+@pytest.mark.usefixtures("compiled")
+def test_vectors_that_share_memory_are_refused_by_name() -> None:
+    both = torch.randn(8)
+    with pytest.raises(ValueError, match=r"^spectral_norm: u\[0\] and u\[1\] share memory"):
+        spectral_norm([W, W], [both[:4], both[2:6]], [V.clone(), V.clone()], backend="cpp")
+
+
+def test_an_update_under_a_transform_says_what_to_do() -> None:
+    def total(weight: Tensor, update: bool) -> Tensor:
+        return spectral_norm([weight], [U], [V], update=update)[0][0].sum()
+
+    for transform in (torch.func.grad, torch.func.vmap):
+        with pytest.raises(RuntimeError, match=r"^spectral_norm: under a torch\.func transform .* update=False"):
+            transform(lambda weight: total(weight, True))(W[None] if transform is torch.func.vmap else W)
+    assert torch.func.grad(lambda weight: total(weight, False))(W).isfinite().all()
+
+
 def test_a_refused_call_moves_nothing() -> None:
     u, v = U.clone(), V.clone()
     with pytest.raises(ValueError, match=r"weights\[1\]"):
