@@ -1,18 +1,23 @@
 """Steps that are replayed as CUDA graphs, on the CPU: a backend that treats memory as CUDA graphs do."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.vitgan.helpers import assert_same, batch, everything, training
+from tests.vitgan.helpers import assert_same, batch, everything, nano, training
 from vitgan import objectives
 from vitgan.adversarial import Adversarial
+from vitgan.augment import DiffAugment
 from vitgan.config import LossConfig
+from vitgan.models import StyleGan2DiscriminatorConfig
+from vitgan.networks import build_discriminator, build_generator
 
 Graph = Callable[[list[Any]], Sequence[Any]]
 
@@ -125,7 +130,7 @@ def test_what_a_graph_returned_is_gone_at_the_next_step(memory: ReusedMemory) ->
     assert second.isnan().all()
 
 
-ALL = LossConfig("hinge", bcr_real=1, bcr_fake=1, r1=0.5, r2=0.5, penalty_every=2, history=0.5)
+ALL = LossConfig("relativistic", bcr_real=1, bcr_fake=1, r1=0.5, r2=0.5, penalty_every=2, history=0.5)
 
 
 def test_steps_that_write_over_their_memory_are_the_same_steps(memory: ReusedMemory) -> None:
@@ -136,6 +141,31 @@ def test_steps_that_write_over_their_memory_are_the_same_steps(memory: ReusedMem
     for one, other in zip(actual, expected, strict=True):
         assert_same(one, other)
     assert_same(everything(replayed), everything(plain))
+
+
+@pytest.mark.parametrize("kind", ["vit", "stylegan2"])
+def test_nothing_in_a_step_is_computed_on_the_host(kind: Literal["vit", "stylegan2"]) -> None:
+    """Which would be neither recorded nor replayed. The meta device stands for the GPU."""
+    small = StyleGan2DiscriminatorConfig(width=8)
+    config = nano(loss=ALL, discriminator_kind=kind, stylegan2_discriminator=small)
+    d, g = build_discriminator(config).to("meta"), build_generator(config).to("meta")
+    augment = DiffAugment(config.augment)
+    steps = objectives.Objectives(g, d, augment, ALL, autocast=nullcontext)
+    real = torch.empty(4, 3, 8, 8, device="meta")
+    draws = {name: torch.empty(4, augment.width, device="meta") for name in ("real", "fake", "history")}
+    draws["z"] = torch.empty(4, g.latent_dim, device="meta")
+
+    def step(real: Tensor, draws: dict[str, Tensor]) -> list[Any]:
+        views, _ = steps.views(real, None, draws, None)
+        d_loss, _ = steps.of_discriminator(views.requires_grad_(), None, 4, True)
+        g_loss, _ = steps.of_generator(real, None, draws)
+        losses = ((d_loss, d), (g_loss, g))
+        return [torch.autograd.grad(loss, list(of.parameters()), allow_unused=True) for loss, of in losses]
+
+    traced = make_fx(step)(real, draws)
+    values = [*traced.buffers(), *(node.meta.get("val") for node in traced.graph.nodes)]
+    devices = {value.device.type for value in values if isinstance(value, Tensor)}
+    assert devices == {"meta"}
 
 
 def test_cuda_graphs_that_cannot_be_had_are_refused() -> None:

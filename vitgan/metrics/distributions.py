@@ -27,25 +27,26 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 def kernel_distance(
     a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, unbiased: mean and deviation over subsets.
 
     On Inception features this is KID (Binkowski et al., 2018). Features (N, D) and (M, D); sets smaller than
-    subset_size make smaller subsets.
+    subset_size make smaller subsets. The deviation is None where each subset is all there is.
     """
     size = min(subset_size, len(a), len(b))
+    is_whole = size == len(a) == len(b)
     if size < 2:
         raise ValueError(f"at least two rows of features in each set are needed, got {len(a)} and {len(b)}")
     random = torch.Generator().manual_seed(seed)
     values = []
-    for _ in range(subsets):
+    for _ in range(1 if is_whole else subsets):
         x = a[torch.randperm(len(a), generator=random)[:size]].double()
         y = b[torch.randperm(len(b), generator=random)[:size]].double()
         xx, yy, xy = ((one @ other.T / a.shape[1] + 1) ** 3 for one, other in ((x, x), (y, y), (x, y)))
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         values.append(within - 2 * xy.mean())
     result = torch.stack(values)
-    return float(result.mean()), float(result.std(unbiased=False))
+    return float(result.mean()), None if is_whole else float(result.std(unbiased=False))
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, float]:

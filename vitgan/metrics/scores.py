@@ -20,6 +20,8 @@ from vitgan.models import ImageGenerator
 KEPT = 10_000
 """Feature rows that are kept for the kernel distance, precision and recall; the moments are of all images."""
 BATCH = 64
+ON_INCEPTION = {"frechet": "fid", "kernel": "kid", "kernel_deviation": "kid_deviation"}
+"""What the distances are called on the network that these names are defined by."""
 FEWEST = 10
 """Images that a score needs at least: splits of the Inception Score, and neighbours of precision and recall."""
 
@@ -90,6 +92,7 @@ class Scorer:
 
         On Inception: fid, kid, kid_deviation, inception_score, inception_score_deviation, precision, recall. On any
         other network: frechet, kernel, kernel_deviation, precision and recall, each followed by the network's name.
+        The deviation of the kernel distance is that of subsets of 1,000 images, and left out where there are no more.
         """
         w = generator.map_latents(self.samples, seed=self.seed + 1)
         mean = generator.mean_w() if truncation != 1 else None
@@ -130,19 +133,14 @@ def compare(real: Statistics, fake: Statistics, network: FeatureNetwork) -> dict
     frechet = frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
     kernel, deviation = kernel_distance(real.rows, fake.rows)
     precision, recall = precision_recall(real.rows, fake.rows)
+    values = {"frechet": frechet, "kernel": kernel}
+    if deviation is not None:
+        values["kernel_deviation"] = deviation
+    values |= {"precision": precision, "recall": recall}
     if not network.is_inception:
         own = network.name.replace("-", "_")
-        values = {"frechet": frechet, "kernel": kernel, "kernel_deviation": deviation}
-        values |= {"precision": precision, "recall": recall}
         return {f"{name}_{own}": value for name, value in values.items()}
     assert fake.logits is not None
     score, score_deviation = inception_score(fake.logits)
-    return {
-        "fid": frechet,
-        "kid": kernel,
-        "kid_deviation": deviation,
-        "inception_score": score,
-        "inception_score_deviation": score_deviation,
-        "precision": precision,
-        "recall": recall,
-    }
+    values |= {"inception_score": score, "inception_score_deviation": score_deviation}
+    return {ON_INCEPTION.get(name, name): value for name, value in values.items()}

@@ -50,8 +50,10 @@ def test_kernel_distance_is_torchmetrics_polynomial_discrepancy() -> None:
     value, deviation = kernel_distance(a, b, subsets=3, subset_size=100)
     expected = poly_mmd(a.double(), b.double(), degree=3, gamma=None, coef=1.0)
     assert value == pytest.approx(float(expected), rel=1e-6)
-    assert deviation == pytest.approx(0, abs=1e-6 * abs(value)), "subsets of everything are all the same"
-    assert kernel_distance(a, b, subset_size=20)[1] > 0
+    assert deviation is None, "subsets of everything are all the same"
+    _, deviation = kernel_distance(a, b, subset_size=20)
+    assert deviation is not None
+    assert deviation > 0
 
 
 def test_kernel_distance_of_two_halves_of_one_set_is_zero_on_average() -> None:

@@ -58,7 +58,6 @@ def test_scores_are_named_after_their_network_and_never_fid_unless_on_inception(
     assert set(scores) == {
         "frechet_pixels",
         "kernel_pixels",
-        "kernel_deviation_pixels",
         "precision_pixels",
         "recall_pixels",
     }
