@@ -48,9 +48,10 @@ def l2_attention(
     order 3 is an error; forward mode and torch.func run the reference.
 
     Precision: scores, softmax and sums are float32 for lower dtypes. The scores of "sqeuclidean" come from the expanded
-    square, whose rounding grows with scale * |k|^2: shift tokens that lie far from the origin (all by the same vector,
-    which changes no distance). The kernels round probabilities to the dtype of
-    the inputs before they multiply values; products of float32 follow PyTorch's setting
+    square, whose rounding grows with the square of the tokens' size: the reference, and the kernels in float32, first
+    move the origin to the mean key. In the kernels, tokens of 16 bits stay where they are: shift them towards the
+    origin where they lie far from it, before they are rounded to 16 bits. The kernels round probabilities to the dtype
+    of the inputs before they multiply values; products of float32 follow PyTorch's setting
     (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy where a query nearly
     is a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
     """
@@ -103,6 +104,9 @@ def _fused(q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None, metri
     """The registered operators, which know exactly two leading dimensions."""
     leading = broadcast_shapes(q.shape[:-2], v.shape[:-2], q.shape[:-2] if k is None else k.shape[:-2])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if q.dtype == torch.float32 and metric == "sqeuclidean":
+        q, keys = reference.centred(q, q if k is None else k)
+        k = None if k is None else keys
     heads, keys, values = (None if x is None else _two_leading(x, leading) for x in (q, k, v))
     assert heads is not None
     assert values is not None

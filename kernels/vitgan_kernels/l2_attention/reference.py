@@ -24,9 +24,20 @@ def l2_attention(
     if metric == "euclidean":
         scores = -scale * _root(squared_distances(queries, keys))
     else:
+        queries, keys = centred(queries, keys)
         norms = keys.square().sum(-1).unsqueeze(-2)
         scores = scale * (2 * queries @ keys.transpose(-1, -2) - norms)
     return (torch.softmax(scores, dim=-1) @ v.to(precise)).to(v.dtype)
+
+
+def centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys seen from the mean key, which changes no distance and so no derivative.
+
+    Far from the origin the expanded square is a small difference of large numbers.
+    """
+    centre = k.detach().mean(-2, keepdim=True)
+    keys = k - centre
+    return keys if q is k else q - centre, keys
 
 
 def squared_distances(q: Tensor, k: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import triton.language as tl
 from vitgan_kernels.l2_attention import launch, triton_tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.float16  # in float32 the tokens are centred first
 
 
 @triton.jit
@@ -60,21 +61,21 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def cut_from_one_projection() -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of a single linear layer, (B, N, 3, H, d) in memory."""
-    return torch.randn(2, 7, 3, 2, 8, device=DEVICE).permute(2, 0, 3, 1, 4).unbind()  # type: ignore[return-value]
+    return torch.randn(2, 7, 3, 2, 8, device=DEVICE, dtype=DTYPE).permute(2, 0, 3, 1, 4).unbind()  # type: ignore[return-value]
 
 
 def shared_keys() -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (torch.randn(*size, device=DEVICE) for size in ((2, 3, 7, 8), (1, 3, 5, 8), (5, 8)))
+    q, k, v = (torch.randn(*size, device=DEVICE, dtype=DTYPE) for size in ((2, 3, 7, 8), (1, 3, 5, 8), (5, 8)))
     return q, k, v
 
 
 def three_leading_dimensions() -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (torch.randn(2, 3, 2, 7, 8, device=DEVICE) for _ in range(3))
+    q, k, v = (torch.randn(2, 3, 2, 7, 8, device=DEVICE, dtype=DTYPE) for _ in range(3))
     return q, k, v
 
 
 def padded_features() -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (torch.randn(2, 2, 7, 12, device=DEVICE)[..., :8] for _ in range(3))
+    q, k, v = (torch.randn(2, 2, 7, 12, device=DEVICE, dtype=DTYPE)[..., :8] for _ in range(3))
     return q, k, v
 
 
@@ -82,20 +83,20 @@ def padded_features() -> tuple[Tensor, Tensor, Tensor]:
 def test_strided_inputs_reach_the_kernels_without_a_copy(make: Any, launched: list[Tensor]) -> None:
     q, k, v = make()
     out = l2_attention(q, k, v, backend="triton")
-    torch.testing.assert_close(out, l2_attention(q, k, v, backend="reference"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out, l2_attention(q, k, v, backend="reference"), rtol=2e-3, atol=2e-3)
     assert [x.data_ptr() for x in launched[:3]] == [x.data_ptr() for x in (q, k, v)]
 
 
 def test_features_that_are_not_adjacent_are_copied(launched: list[Tensor]) -> None:
-    q = torch.randn(2, 2, 8, 7, device=DEVICE).mT
+    q = torch.randn(2, 2, 8, 7, device=DEVICE, dtype=DTYPE).mT
     torch.testing.assert_close(
-        l2_attention(q, None, q, backend="triton"), l2_attention(q, None, q, backend="reference"), rtol=1e-4, atol=1e-5
+        l2_attention(q, None, q, backend="triton"), l2_attention(q, None, q, backend="reference"), rtol=2e-3, atol=2e-3
     )
     assert launched[0].data_ptr() != q.data_ptr()
 
 
 def test_tied_queries_are_loaded_once(launched: list[Tensor]) -> None:
-    q, v = torch.randn(2, 2, 7, 8, device=DEVICE, requires_grad=True), torch.randn(2, 2, 7, 8, device=DEVICE)
+    q, v = (torch.randn(2, 2, 7, 8, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(2))
     l2_attention(q, None, v, backend="triton").sum().backward()
     assert {x.data_ptr() for x in launched[:2]} == {q.data_ptr()}
 

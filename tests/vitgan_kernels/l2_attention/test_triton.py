@@ -218,6 +218,17 @@ def test_duplicate_tokens(dtype: torch.dtype) -> None:
         torch.testing.assert_close(results[name].double(), value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("m", [0, 11])
+def test_float32_tokens_may_lie_far_from_the_origin(m: int) -> None:
+    problem = Problem(9, m, 8, 4)
+    tensors = problem.tensors(torch.float32)
+    for name in ("q", "k") if m else ("q",):
+        tensors[name] += 1000
+    exact = orders(plain, {name: x.double() for name, x in tensors.items()}, problem, 2)
+    for name, value in orders(fused, tensors, problem, 2).items():
+        torch.testing.assert_close(value.double(), exact[name], rtol=1e-4, atol=1e-4)
+
+
 def test_explain_tells_the_path() -> None:
     def explained(n: int, dtype: torch.dtype, width: int = 64) -> str:
         x = torch.zeros(1, 1, n, width, dtype=dtype, device=DEVICE)

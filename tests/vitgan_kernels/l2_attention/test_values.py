@@ -172,6 +172,21 @@ def test_norms_of_the_keys_are_kept_in_float32() -> None:
     assert (eager(q, k, v).double() - exact).abs().max() > 2e-2, "or this test would show nothing"
 
 
+@pytest.mark.parametrize("origin", [300, 30000])
+@pytest.mark.parametrize("tied", [False, True])
+def test_tokens_may_lie_far_from_the_origin(
+    tied: bool, origin: float, assert_as_accurate: Callable[[Tensor, Tensor, Tensor], None]
+) -> None:
+    """As accurate as among tokens at the origin, but for what a shift rounds away beforehand."""
+    q, k, v = (random(2, 65, 32) for _ in range(3))
+    q, k = ((origin + x).float() for x in (q, k))  # by now rounded, and given so to both
+    k = q if tied else k
+    near_q, near_k = ((x - origin).float() for x in (q, k))  # exact
+    exact = by_definition(q, k, v)
+    assert_as_accurate(l2_attention(q, None if tied else k, v.float()), eager(near_q, near_k, v.float()), exact)
+    assert (eager(q, k, v.float()) - exact).abs().max() > 1e-3, "or this test would show nothing"
+
+
 def test_large_scores_do_not_overflow() -> None:
     q, k = 1e3 * random(4, 3, dtype=torch.float32), 1e3 * random(5, 3, dtype=torch.float32)
     out = l2_attention(q, k, torch.ones(5, 2))
