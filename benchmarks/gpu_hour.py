@@ -8,11 +8,12 @@ stage that fails does not stop the next. Whatever time a stage leaves over goes 
 than its share is interrupted, and keeps what it has found so far.
 
 The environment's own PyTorch is used and never replaced; `./run gpu` makes an environment where there is none.
-Exit status: 0 all stages passed, 1 some did not or could not run, 2 there is no GPU.
+Exit status: 0 all stages passed, 1 some did not or could not run, 2 there is no GPU, or a package is missing.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -199,6 +200,18 @@ def why_no_gpu() -> str:
     )
 
 
+# what the stages import, beside what the package itself needs: module, and where it has another name, the package
+NEEDED = {
+    "pip": "", "setuptools": "", "pybind11": "", "ninja": "",
+    "pytest": "", "xdist": "pytest-xdist", "pytest_benchmark": "pytest-benchmark", "hypothesis": "", "triton": "",
+}  # fmt: skip
+
+
+def lacking() -> list[str]:
+    """The packages that the stages need and the environment has not."""
+    return [package or module for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_hour", description="all that only a GPU can tell")
@@ -211,6 +224,13 @@ def main(arguments: list[str] | None = None) -> int:
     found = machine()
     if found is None:
         print(why_no_gpu(), file=sys.stderr)
+        return 2
+    if packages := lacking():
+        print(
+            f"{sys.prefix} has no {', '.join(packages)}: run {sys.executable} -m pip install -e '{ROOT}[test]', which "
+            "keeps a PyTorch from 2.11 on, or ./run gpu, which makes an environment",
+            file=sys.stderr,
+        )
         return 2
     out = (options.out or ROOT / "build" / "gpu" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}").resolve()
     print(found, flush=True)

@@ -42,7 +42,7 @@ def _table(gpu: Gpu, cases: Sequence[CaseFigures], runs: Sequence[Run]) -> str:
             one = model.predicted(kernel, gpu)
             times = "" if kernel.launches == 1 else f", {kernel.launches} times"
             cells = [
-                f"&emsp;{kernel.kernel}{times}",
+                f"&emsp;{escape(kernel.kernel)}{times}",
                 milliseconds(1e3 * one.seconds),
                 "",
                 one.bound,

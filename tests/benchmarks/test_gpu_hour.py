@@ -104,6 +104,17 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert not (tmp_path / "out").exists()
 
 
+def test_without_a_package_of_the_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert gpu_hour.lacking() == [], "the tests' environment has all of them"
+    monkeypatch.setattr(gpu_hour, "machine", lambda: "a GPU")
+    monkeypatch.setattr(gpu_hour, "NEEDED", {"pytest": "", "no_such_module": "no-such-package"})
+    assert gpu_hour.main(["--out", str(tmp_path / "out")]) == 2
+    assert "has no no-such-package: run " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("status", "expected", "words"), [(0, 0, "2 of 2"), (1, 1, "1 of 2")])
 def test_the_summary_and_the_exit_status(
     status: int, expected: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -238,6 +238,7 @@ def test_a_measurement_stands_beside_its_prediction_and_no_other() -> None:
     same = row(suite=case.suite, shape=case.shape, dtype=case.dtype, measures=case.measures)
     text = predicted.section([run(same, device="NVIDIA H200")])
     assert text.count("2.00 ms") == 1
+    assert "gradients, &lt;G, W&gt;" in text
     assert text.count(model.LABEL) > len(GPUS)
     assert "2.00 ms" not in predicted.section([run(same, device="NVIDIA H100")])
     assert "2.00 ms" not in predicted.section([run(replace(same, dtype="float32"), device="NVIDIA H200")])
