@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitgan.data.base import ImageDataset
+from vitgan.data.device import DeviceDataset
 from vitgan.data.workers import core_count, map_in_workers
 
 
@@ -26,8 +27,8 @@ class BatchStream(Iterator[Tensor]):
         seed: of the permutations.
         start: number of the first batch; with an earlier stream's `position`, it goes on where that stopped.
         part: (number, count) of the process among those that share each batch out; `batch_size` is a multiple of count.
-        workers: processes that decode ahead; 0 fetches in this one. None means 0 for data in memory, else
-            one for each core but the one that trains, up to 8.
+        workers: processes that decode ahead; 0 fetches in this one, as always for data on a device. None means 0 for
+            data in memory, else one for each core but the one that trains, up to 8.
 
     Attributes:
         position: number of the next batch, counted from the beginning of the training.
@@ -50,6 +51,8 @@ class BatchStream(Iterator[Tensor]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if start < 0:
             raise ValueError(f"start must be at least 0, got {start}")
+        if isinstance(dataset, DeviceDataset):
+            workers = 0  # a process that is forked has no access to the device
         if workers is None:
             workers = 0 if dataset.in_memory else max(1, min(8, core_count() - 1))
         self.position = start

@@ -1,3 +1,4 @@
+import multiprocessing
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def test_batches_from_a_device_are_those_from_the_host(seed: int, start: int, pa
     ):
         assert one.dtype == other.dtype == torch.uint8
         assert torch.equal(one, other)
+
+
+def test_no_worker_touches_the_device() -> None:
+    with BatchStream(DeviceDataset(dataset(), CPU), 4, seed=0, workers=2) as stream:
+        next(stream)
+        assert multiprocessing.active_children() == []
 
 
 def test_labels_come_with_them() -> None:
