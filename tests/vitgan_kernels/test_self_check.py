@@ -80,6 +80,17 @@ def test_what_is_wrong_does_not_pass(damage: Callable[[Tensor], Tensor], passed:
         assert ok or "the largest error is" in problem
 
 
+def test_what_is_wrong_by_a_few_hundredths_does_not_pass_in_bfloat16() -> None:
+    case = case_of("l2_attention")
+
+    def damaged(*args: Any, backend: str, **options: Any) -> Tensor:
+        result = case.function(*args, backend="reference", **options)
+        return result * 1.03 if backend == "triton" else result
+
+    results = outcomes(replace(case, function=damaged), "triton", torch.bfloat16)
+    assert [ok for ok, _ in results] == [False] * 3
+
+
 class FirstOrderOnly(torch.autograd.Function):
     """The tensor itself, whose gradient is a constant to whoever differentiates it."""
 
