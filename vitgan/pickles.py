@@ -58,6 +58,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is no such file, it is damaged, or its pickle names something that is not expected.
     """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}: give a file of torch.save")
     try:
         with zipfile.ZipFile(path) as archive:
             content = _read(archive)

@@ -21,7 +21,9 @@ from vitgan.pickles import load_tensors
 
 
 def generator_state() -> dict[str, Tensor]:
-    names = ["pos_emb", "mlp.fc0.weight", "lff.ffm.conv.bias", "sln.ln.weight", "siren.net.0.linear.weight"]
+    names = ["pos_emb", "mlp.fc0.weight", "mlp.fc1.weight", "lff.ffm.conv.bias", "sln.ln.weight"]
+    names += [f"transformer_encoder.blocks.{n}.{part}.weight" for n in range(3) for part in ("msa.qkv", "sln.beta")]
+    names += ["siren.net.0.linear.weight", "siren.net.1.weight"]
     return {name: torch.randn(3, 2) for name in names}
 
 
@@ -31,7 +33,7 @@ def test_a_state_dict_becomes_safetensors(tmp_path: Path, capsys: pytest.Capture
     assert main(["import-seed", str(tmp_path / "Generator.pth")]) == 0
     torch.testing.assert_close(load_file(tmp_path / "Generator.safetensors"), state)
     printed = capsys.readouterr().out
-    assert "generator: 5 tensors, 30 numbers" in printed
+    assert "generator: 13 tensors, 78 numbers" in printed
     assert "no preset, seed-cifar10 included, can hold these weights" in printed
 
 
@@ -49,7 +51,10 @@ def their_discriminator(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     class spectral_norm(nn.Module):
         pass
 
-    for kind in (ViT, PatchEmbedding, spectral_norm):
+    class ResidualAdd(nn.Module):
+        pass
+
+    for kind in (ViT, PatchEmbedding, spectral_norm, ResidualAdd):
         kind.__module__, kind.__qualname__ = "models", kind.__name__
         setattr(module, kind.__name__, kind)
     monkeypatch.setitem(sys.modules, "models", module)
@@ -64,7 +69,12 @@ def their_discriminator(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     patches.projection = nn.Sequential(wrapper)
     patches.cls_token = nn.Parameter(torch.randn(1, 1, 4))
     patches.positions = nn.Parameter(torch.randn(4, 2).t())  # of another stride
-    return ViT(patches)
+    block: Any = ResidualAdd()
+    wrapped: Any = spectral_norm()
+    block.fn = nn.Sequential(nn.LayerNorm(4))
+    wrapped.module = nn.Linear(4, 1)
+    wrapped.module.weight_bar = wrapped.module._parameters.pop("weight")
+    return ViT(patches, nn.Sequential(nn.Sequential(block)), nn.Sequential(nn.LayerNorm(4), wrapped))
 
 
 def test_a_whole_module_is_read_without_its_classes(
@@ -168,9 +178,39 @@ def test_other_checkpoints_are_named(
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("siren.net.0.linear.weight", r"it lacks siren\.net\.0\.\*: take"),
+        ("mlp.fc0.weight", r"it lacks mlp\.fc0\.\*, mlp\.fc0\.weight: take"),
+        (
+            "transformer_encoder.blocks.1.msa.qkv.weight",
+            r"it lacks transformer_encoder\.blocks\.1\.msa\.qkv\.weight: take",
+        ),
+    ],
+)
+def test_a_network_that_is_not_whole_is_refused(
+    lost: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = generator_state()
+    del state[lost]
+    torch.save(state, tmp_path / "x.pth")
+    assert main(["import-seed", str(tmp_path / "x.pth")]) == 1
+    assert not (tmp_path / "x.safetensors").exists()
+    assert re.search(f"x.pth is a generator that is not whole, {message}", capsys.readouterr().err)
+
+
+def test_an_output_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(generator_state(), tmp_path / "x.pth")
+    assert main(["import-seed", str(tmp_path / "x.pth"), "--out", str(tmp_path)]) == 1
+    assert f"--out {tmp_path} is a folder: give the name of the file" in capsys.readouterr().err
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"a file of torch\.save \(1\.6 or later\) is needed"):
         load_tensors(tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"missing\.pth does not exist: give a file of torch\.save"):
         load_tensors(tmp_path / "missing.pth")
+    with pytest.raises(CheckpointError, match="is a folder: give a file"):
+        load_tensors(tmp_path)

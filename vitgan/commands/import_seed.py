@@ -25,6 +25,18 @@ DISCRIMINATOR = (
 )
 NETWORKS = {"generator": (GENERATOR, "pos_emb"), "discriminator": (DISCRIMINATOR, "0.cls_token")}
 
+PARTS = {
+    "generator": ("pos_emb", "mlp.fc0.", "lff.ffm.conv.", "transformer_encoder.blocks.0.", "sln.", "siren.net.0."),
+    "discriminator": ("0.cls_token", "0.positions", "0.projection.0.module.", "1.0.", "2.0.", "2.1.module."),
+}
+"""How the names of what every network has begin."""
+ALIKE = (
+    r"(?P<first>mlp\.fc)(?P<number>\d+)(?P<last>\..+)",
+    r"(?P<first>transformer_encoder\.blocks\.)(?P<number>\d+)(?P<last>\..+)",
+    r"(?P<first>1\.)(?P<number>\d+)(?P<last>\..+)(?<!sigma_init)",
+)
+"""Names of parts that are numbered from 0, each with the same tensors."""
+
 NOT_CARRIED = {
     "generator": """\
 vitgan's own generator computes something else, so that no preset, seed-cifar10 included, can hold these weights, and
@@ -60,6 +72,8 @@ class ImportSeed:
 def main(arguments: list[str]) -> int:
     """Prints what was written, and what cannot be carried over."""
     options = tyro.cli(ImportSeed, args=arguments, prog="vitgan import-seed")
+    if options.out is not None and options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder: give the name of the file to write")
     tensors = load_tensors(options.checkpoint)
     network = _network(options.checkpoint, tensors)
     out = options.out or options.checkpoint.with_suffix(".safetensors")
@@ -82,5 +96,21 @@ def _network(path: Path, tensors: dict[str, Tensor]) -> str:
             strange = [name for name in tensors if not re.fullmatch(names, name)]
             if strange:
                 raise CheckpointError(f"{path} is a {network} with tensors that ViTGAN-pytorch has not: {strange[:5]}")
+            missing = _missing(network, tensors)
+            if missing:
+                some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+                raise CheckpointError(f"{path} is a {network} that is not whole, it lacks {some}: take another file")
             return network
     raise CheckpointError(f"{path} is no network of ViTGAN-pytorch: it has neither pos_emb nor 0.cls_token")
+
+
+def _missing(network: str, tensors: dict[str, Tensor]) -> list[str]:
+    """What is not there of what every network has, or of what the others of its numbered parts have."""
+    missing = [f"{part}*" for part in PARTS[network] if not any(name.startswith(part) for name in tensors)]
+    for pattern in ALIKE:
+        found = [match for match in (re.fullmatch(pattern, name) for name in tensors) if match]
+        count = max((int(match["number"]) for match in found), default=-1) + 1
+        kinds = {(match["first"], match["last"]) for match in found}
+        every = (f"{first}{number}{last}" for number in range(count) for first, last in sorted(kinds))
+        missing += [name for name in every if name not in tensors]
+    return missing
