@@ -105,8 +105,8 @@ def _fused(q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None, metri
     leading = broadcast_shapes(q.shape[:-2], v.shape[:-2], q.shape[:-2] if k is None else k.shape[:-2])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.dtype == torch.float32 and metric == "sqeuclidean":
-        q, keys = reference.centred(q, q if k is None else k)
-        k = None if k is None else keys
+        q, shifted = reference.centred(q, q if k is None else k)
+        k = None if k is None else shifted
     heads, keys, values = (None if x is None else _two_leading(x, leading) for x in (q, k, v))
     assert heads is not None
     assert values is not None
