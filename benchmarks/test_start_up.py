@@ -29,7 +29,7 @@ CODE = {
     "import": {
         "torch (a floor)": "import torch",
         "vitgan_kernels": "import vitgan_kernels",
-        "vitgan": "import vitgan",
+        "vitgan": "import vitgan; vitgan.Generator",  # alone, `import vitgan` imports nothing more
         "vitgan --help": "from vitgan.cli import main; main(['--help'])",
     },
     "compile": {
