@@ -136,6 +136,16 @@ def test_rates_are_those_of_the_data_sheets(gpu: Gpu) -> None:
     assert gpu.fp64_lanes * 2 * clocks == pytest.approx(fp64, rel=0.1)
 
 
+def test_a_laptops_multiprocessor_is_that_of_the_desktop_card() -> None:
+    clocks = 128 * 2.52e9 / 1e12  # of the RTX 4090, for which the architecture's paper has rates
+    laptop = GPUS[-1]
+    assert laptop.tensor_flops["bf16"] * clocks == pytest.approx(165.2, rel=0.01)
+    assert laptop.tensor_flops["tf32"] * clocks == pytest.approx(82.6, rel=0.01)
+    assert laptop.fp32_lanes * 2 * clocks == pytest.approx(82.6, rel=0.01)
+    assert laptop.fp64_lanes * 64 == laptop.fp32_lanes
+    assert laptop.fp32_lanes * laptop.multiprocessors == 3072
+
+
 def test_what_the_cache_does_not_hold_is_read_again() -> None:
     small = replace(KERNEL, bytes=0, again=48_000_000, since=48_000_000)
     assert model.predicted(small, H200).seconds == pytest.approx(model.LAUNCH)
