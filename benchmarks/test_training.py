@@ -29,7 +29,7 @@ ON_CPU = DEVICE.type == "cpu"
 # (preset, batch)
 SIZES = {
     "small": {"cpu": [("tiny", 16), ("cifar10", 4)], "cuda": [("tiny", 64), ("cifar10", 128)]},
-    "paper": {"cpu": [("cifar10", 16)], "cuda": [("cifar10", 32), ("cifar10", 128), ("celeba64", 64)]},
+    "paper": {"cpu": [("tiny", 16), ("cifar10", 16)], "cuda": [("cifar10", 32), ("cifar10", 128), ("celeba64", 64)]},
 }
 PARTS = ("D step", "G step", "step", "sampling")
 
@@ -45,14 +45,19 @@ class Contender:
     cuda_graphs: bool = False
     original: bool = False
 
-    def why_not(self, preset: str, part: str) -> str | None:
+    def why_not(self, preset: str, part: str, size: str) -> str | None:
         """Why it does not take part, or None."""
         if not self.compiled:
             return None
-        if ON_CPU:
-            return "compiling a step on the CPU takes minutes"
-        if preset != "cifar10":
-            return "it is compiled for cifar10 alone"
+        if ON_CPU and self.cuda_graphs:
+            return "CUDA graphs need CUDA"
+        if ON_CPU and not self.ours:
+            return "on a CPU most operators are the plain ones anyway"
+        if ON_CPU and size == "small":
+            return "compiling a step on the CPU takes minutes: --size paper does"
+        compiled_for = "tiny" if ON_CPU else "cifar10"
+        if preset != compiled_for:
+            return f"it is compiled for {compiled_for} alone"
         return "what is compiled is the steps" if part == "sampling" else None
 
 
@@ -83,7 +88,7 @@ def measured(session: Session, preset: str, batch: int) -> Iterator[Measured]:
     allowed += torch.finfo(torch.float32).eps
     made: dict[str, Any] = {}
     for contender in CONTENDERS:
-        if contender.why_not(preset, "step") is None:
+        if contender.why_not(preset, "step", session.size) is None:
             made[contender.who] = _made(contender, training)
     errors: dict[str, float | str] = {}
     for contender in CONTENDERS:
@@ -120,7 +125,7 @@ def _part(
     rows, calls = [], {}
     for contender in CONTENDERS:
         row = base(contender.who, ours=contender.ours)
-        why = contender.why_not(preset, part)
+        why = contender.why_not(preset, part, session.size)
         row = replace(row, why=why) if why else judge(row)
         rows.append(Measured(row, [], tried=why is None))
         if row.matched:
