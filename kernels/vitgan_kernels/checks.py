@@ -1,7 +1,9 @@
 """Argument checks shared by the operators. Each message says what was given and what is needed."""
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ def check_tensors(op: str, *, optional: str = "", **tensors: Tensor | None) -> N
                 f"{op}: {name} must be floating point, got {tensor.dtype}: convert it to float16, bfloat16, float32 or "
                 f"float64, e.g. {name}.float()"
             )
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise TypeError(f"{op}: {name} must be a dense tensor, got one of layout {tensor.layout}: make it dense")
         if first is None:
             first_name, first = name, tensor
         elif tensor.dtype != first.dtype:
@@ -35,6 +39,26 @@ def check_tensors(op: str, *, optional: str = "", **tensors: Tensor | None) -> N
             raise ValueError(
                 f"{op}: {first_name} is on {first.device} but {name} is on {tensor.device}: move one of them"
             )
+
+
+def check_list(op: str, name: str, value: Iterable[Any]) -> list[Any]:
+    """The value as a list; TypeError where it is one tensor, or nothing that can be listed."""
+    if isinstance(value, Tensor) or not isinstance(value, Iterable):
+        raise TypeError(f"{op}: {name} must be a list of tensors, got {type(value).__name__}")
+    return list(value)
+
+
+def check_flag(op: str, name: str, value: bool) -> None:
+    """Raise TypeError unless the value is True or False: "no" is true to Python."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def check_sizes(op: str, **sizes: int) -> None:
+    """Raise ValueError unless all are whole numbers of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{op}: {name} must be a whole number of at least 1, got {size!r}")
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

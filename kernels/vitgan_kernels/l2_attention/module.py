@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitgan_kernels.backends import checked_backend
+from vitgan_kernels.checks import check_sizes
 from vitgan_kernels.l2_attention.op import check_settings, l2_attention
 from vitgan_kernels.l2_attention.reference import Metric
 
@@ -36,7 +37,8 @@ class L2SelfAttention(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
+        check_sizes("L2SelfAttention", dim=dim)
+        if not isinstance(heads, int) or heads < 1 or dim % heads:
             raise ValueError(f"L2SelfAttention: dim must be a multiple of heads, got dim={dim}, heads={heads}")
         check_settings("L2SelfAttention", scale, metric)
         if backend is not None:

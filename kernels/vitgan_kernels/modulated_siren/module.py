@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitgan_kernels.backends import checked_backend
-from vitgan_kernels.checks import check_finite_number
+from vitgan_kernels.checks import check_finite_number, check_flag, check_sizes
 from vitgan_kernels.modulated_siren.op import modulated_siren
 
 
@@ -53,13 +53,18 @@ class ModulatedSiren(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if min(in_features, hidden_features, out_features, style_features, hidden_layers) < 1 or omega <= 0:
-            raise ValueError(
-                f"ModulatedSiren: sizes, hidden_layers and omega must be positive, got in_features={in_features}, "
-                f"hidden_features={hidden_features}, out_features={out_features}, style_features={style_features}, "
-                f"hidden_layers={hidden_layers}, omega={omega}"
-            )
+        check_sizes(
+            "ModulatedSiren",
+            in_features=in_features,
+            hidden_features=hidden_features,
+            out_features=out_features,
+            style_features=style_features,
+            hidden_layers=hidden_layers,
+        )
         check_finite_number("ModulatedSiren", "omega", omega)
+        if omega <= 0:
+            raise ValueError(f"ModulatedSiren: omega must be positive, got {omega}")
+        check_flag("ModulatedSiren", "demodulate", demodulate)
         if backend is not None:
             checked_backend(backend)
         self.omega = math.sqrt(2) if demodulate else omega

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vitgan_kernels.backends import Implementation, Operator, always
-from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
+from vitgan_kernels.checks import autocast, check_finite_number, check_flag, check_list, check_tensors, without_autocast
 from vitgan_kernels.modulated_siren import reference, registered
 from vitgan_kernels.triton_support import INTERPRETED
 
@@ -73,6 +73,7 @@ def _linear_arguments(
     x, weight, style, bias = autocast(x, weight, style, bias)  # type: ignore[assignment]
     check_tensors("modulated_linear", optional="bias", x=x, weight=weight, style=style, bias=bias)
     _check_activation("modulated_linear", activation)
+    check_flag("modulated_linear", "demodulate", demodulate)
     check_finite_number("modulated_linear", "omega", omega)
     check_finite_number("modulated_linear", "eps", eps)
     if eps < 0:
@@ -127,8 +128,8 @@ def _siren_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the implementations take, checked."""
     op = "modulated_siren"
-    if any(isinstance(layers, Tensor) for layers in (weights, styles, biases)):
-        raise TypeError(f"{op}: weights, styles and biases must be lists with one tensor a layer, got a tensor")
+    weights, styles = check_list(op, "weights", weights), check_list(op, "styles", styles)
+    biases = None if biases is None else check_list(op, "biases", biases)
     if not weights or len(weights) != len(styles) or (biases is not None and len(biases) != len(weights)):
         given = "none" if biases is None else len(biases)
         raise ValueError(
@@ -142,6 +143,7 @@ def _siren_arguments(
     named = {f"weights[{i}]": w for i, w in enumerate(weights)} | {f"styles[{i}]": s for i, s in enumerate(styles)}
     check_tensors(op, optional="biases", x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
     _check_activation(op, final_activation)
+    check_flag(op, "demodulate", demodulate)
     check_finite_number(op, "omega", omega)
     _check_input(op, x, styles[0])
     width = x.shape[-1]

@@ -35,8 +35,8 @@ class SpectralNormGroup:
         backend: see `use_backend`.
 
     Raises:
-        ValueError: no matrix was found, one is zero or a transposed convolution or one of nn.MultiheadAttention, which
-            keeps three in one tensor of another name, or one is already parametrised.
+        ValueError: no matrix was found; one is zero, not finite or without values; one is parametrised already; one is
+            a transposed convolution, or in an nn.MultiheadAttention, which keeps three in one tensor of another name.
         RuntimeError: in a training forward under torch.nn.DataParallel, whose replicas cannot move a model's vectors.
 
     Under DistributedDataParallel every process moves its own vectors, by the same arithmetic: where they start equal
@@ -99,7 +99,10 @@ class SpectralNormGroup:
             )
         if parametrize.is_parametrized(layer, "weight"):
             raise ValueError(f"SpectralNormGroup: the weight of {name} is parametrised already: remove that first")
-        return _Scale(cast(Tensor, layer.weight).detach(), improved=improved, eps=self.eps, name=name)
+        weight = cast(Tensor, layer.weight)
+        if nn.parameter.is_lazy(weight) or weight.is_meta:
+            raise ValueError(f"SpectralNormGroup: the weight of {name} has no values yet: give it some first")
+        return _Scale(weight.detach(), improved=improved, eps=self.eps, name=name or "the module")
 
     def _entries(self) -> list[tuple[str, nn.Module, "_Scale"]]:
         return [(name, layer, _state(layer)) for name, layer in zip(self.names, self.layers, strict=True)]
@@ -142,6 +145,10 @@ class _Scale(nn.Module):
         super().__init__()
         self.scaled: Tensor | None = None
         u, v, sigma = _converged(weight.flatten(1), eps)
+        if not sigma.isfinite():
+            raise ValueError(
+                f"SpectralNormGroup: the weight of {name} is not finite: its spectral norm is {sigma.item()}"
+            )
         if sigma == 0:
             raise ValueError(
                 f"SpectralNormGroup: the weight of {name} is zero and has no spectral norm to scale by: leave it out "
@@ -209,7 +216,7 @@ def _is_matrix(layer: nn.Module) -> bool:
     if parametrize.is_parametrized(layer, "weight"):
         return True
     weight = layer._parameters.get("weight")
-    return weight is not None and weight.ndim >= 2
+    return weight is not None and (nn.parameter.is_lazy(weight) or weight.ndim >= 2)
 
 
 def _original(layer: nn.Module) -> Tensor:

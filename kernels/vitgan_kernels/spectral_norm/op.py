@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vitgan_kernels.backends import Implementation, Operator, always
-from vitgan_kernels.checks import check_finite_number, check_tensors, without_autocast
+from vitgan_kernels.checks import check_finite_number, check_flag, check_list, check_tensors, without_autocast
 from vitgan_kernels.spectral_norm import native, reference, registered
 
 
@@ -163,7 +163,7 @@ def _arguments(
     dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the implementations take, checked."""
-    weights, u, v = list(weights), list(u), list(v)
+    weights, u, v = (check_list("spectral_norm", n, x) for n, x in (("weights", weights), ("u", u), ("v", v)))
     if not weights or not len(weights) == len(u) == len(v):
         raise ValueError(
             f"spectral_norm: weights, u and v need one entry a matrix, got {len(weights)}, {len(u)} and {len(v)}"
@@ -178,8 +178,9 @@ def _arguments(
     if sigma_init is not None and sigma_init.shape != (len(weights),):
         raise ValueError(f"spectral_norm: sigma_init must be ({len(weights)},), got {tuple(sigma_init.shape)}")
     check_settings("spectral_norm", n_iterations, eps)
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"spectral_norm: dtype must be a floating-point dtype or None, got {dtype}")
+    check_flag("spectral_norm", "update", update)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"spectral_norm: dtype must be a floating-point dtype or None, got {dtype!r}")
     options = {"sigma_init": sigma_init, "n_iterations": n_iterations, "eps": eps, "update": update, "dtype": dtype}
     return (weights, u, v), options
 

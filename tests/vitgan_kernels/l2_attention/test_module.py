@@ -86,6 +86,12 @@ def test_heads_that_do_not_divide(dim: int, heads: int) -> None:
         L2SelfAttention(dim, heads)
 
 
+def test_a_width_is_a_positive_whole_number() -> None:
+    for dim in (0, 8.0, "8"):
+        with pytest.raises(ValueError, match="L2SelfAttention: dim must be a whole number of at least 1, got "):
+            L2SelfAttention(dim)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

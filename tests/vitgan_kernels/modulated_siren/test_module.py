@@ -137,6 +137,7 @@ def test_style_layers_can_be_of_another_kind() -> None:
         {"out_features": -1},
         {"style_features": 0},
         {"hidden_layers": 0},
+        {"hidden_layers": 1.5},
         {"omega": 0.0},
         {"omega": -30.0},
     ],
@@ -145,7 +146,7 @@ def test_style_layers_can_be_of_another_kind() -> None:
 def test_sizes_that_are_not_positive(wrong: dict[str, Any]) -> None:
     sizes = {"in_features": 4, "hidden_features": 6, "out_features": 3, "style_features": 5} | wrong
     [(name, value)] = wrong.items()
-    with pytest.raises(ValueError, match=f"must be positive, got .*{name}={value}"):
+    with pytest.raises(ValueError, match=f"ModulatedSiren: {name} must be .*, got {value}"):
         ModulatedSiren(**sizes)
 
 

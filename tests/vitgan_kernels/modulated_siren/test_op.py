@@ -85,8 +85,13 @@ def test_only_biases_may_be_none() -> None:
 def test_a_stack_is_of_lists_and_not_of_one_tensor(layers: str) -> None:
     arguments: dict[str, Any] = {"weights": [WEIGHT], "styles": [STYLE], "biases": [BIAS]}
     arguments[layers] = arguments[layers][0]
-    with pytest.raises(TypeError, match=r"^modulated_siren: weights, styles and biases must be lists with one tensor"):
+    with pytest.raises(TypeError, match=f"^modulated_siren: {layers} must be a list of tensors, got Tensor"):
         modulated_siren(X, **arguments)
+
+
+def test_demodulation_is_on_or_off() -> None:
+    with pytest.raises(TypeError, match=r"^modulated_linear: demodulate must be True or False, got 'no'"):
+        modulated_linear(X, WEIGHT, STYLE, demodulate="no")  # type: ignore[arg-type]
 
 
 def test_dtypes_and_devices_that_differ() -> None:
@@ -130,12 +135,6 @@ def test_siren_compiles_as_one_graph() -> None:
         return modulated_siren(x, [WEIGHT, WEIGHT2], [STYLE, STYLE2], [BIAS, None], demodulate=True)
 
     torch.testing.assert_close(torch.compile(call, backend="eager", fullgraph=True)(X[0]), call(X[0]))
-
-
-def test_a_tensor_where_a_list_of_layers_belongs() -> None:
-    weight, style = torch.randn(4, 3), torch.randn(2, 3)
-    with pytest.raises(TypeError, match="lists with one tensor a layer"):
-        modulated_siren(torch.randn(5, 3), weight, [style])  # type: ignore[arg-type]
 
 
 def test_a_missing_tensor_is_named() -> None:

@@ -353,6 +353,21 @@ def test_what_a_module_of_attention_keeps_under_another_name_is_not_passed_over(
     assert group.names == ["attention.out_proj", "head"]
 
 
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.LazyLinear(3), "the weight of 1 has no values yet"),
+        (nn.Linear(3, 3, device="meta"), "the weight of 1 has no values yet"),
+        (nn.Linear(3, 3).requires_grad_(False), "the weight of 1 is not finite"),
+    ],
+)
+def test_weights_that_have_no_norm(layer: nn.Module, message: str) -> None:
+    if type(layer) is nn.Linear and not layer.weight.is_meta:
+        layer.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=f"SpectralNormGroup: {message}"):
+        SpectralNormGroup(nn.Sequential(nn.Linear(3, 3), layer))
+
+
 def test_what_is_no_model() -> None:
     with pytest.raises(TypeError, match=r"a torch\.nn\.Module is needed, got str"):
         SpectralNormGroup("model")  # type: ignore[arg-type]
