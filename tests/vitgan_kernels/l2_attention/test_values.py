@@ -187,6 +187,15 @@ def test_tokens_may_lie_far_from_the_origin(
     assert (eager(q, k, v.float()) - exact).abs().max() > 1e-3, "or this test would show nothing"
 
 
+def test_one_token_far_from_the_others_costs_them_nothing(
+    assert_as_accurate: Callable[[Tensor, Tensor, Tensor], None],
+) -> None:
+    q, v = random(2, 65, 64, dtype=torch.float32), random(2, 65, 64, dtype=torch.float32)
+    q[:, 0] += 1e4
+    exact = by_definition(q, None, v)[:, 1:]
+    assert_as_accurate(l2_attention(q, None, v)[:, 1:], eager(q, q, v)[:, 1:], exact)
+
+
 def test_large_scores_do_not_overflow() -> None:
     q, k = 1e3 * random(4, 3, dtype=torch.float32), 1e3 * random(5, 3, dtype=torch.float32)
     out = l2_attention(q, k, torch.ones(5, 2))
