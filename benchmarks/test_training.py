@@ -64,8 +64,8 @@ class Contender:
 CONTENDERS = (
     Contender("vitgan", ours=True),
     Contender("vitgan, --compile", ours=True, compiled=True),
-    # on a CPU no peer: there all operators but one are the plain ones anyway
     Contender("vitgan, --compile --cuda-graphs", ours=True, compiled=True, cuda_graphs=True),
+    # on a CPU no peer: there all operators but one are the plain ones anyway
     Contender("vitgan, plain operators", ours=ON_CPU, operators="reference"),
     Contender("vitgan, plain operators, --compile", operators="reference", compiled=True),
     Contender("original recipe", original=True),

@@ -149,9 +149,11 @@ def run_of(checkpoint: Path) -> Path:
 
 def first_misfit(error: Exception) -> str:
     """Of an error of load_state_dict, which has a line for each tensor, the first one and how many follow."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = textwrap.shorten(lines[min(1, len(lines) - 1)], 300, placeholder=" ...")
-    return said if len(lines) < 3 else f"{said} And {len(lines) - 2} more."
+    heading, *lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    if not lines or not heading.startswith("Error(s) in loading state_dict"):
+        return textwrap.shorten(heading, 300, placeholder=" ...")
+    said = textwrap.shorten(lines[0], 300, placeholder=" ...")
+    return said if len(lines) == 1 else f"{said} And {len(lines) - 1} more."
 
 
 def _no_folder(path: Path, needed: str) -> str:

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -79,7 +80,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
 @contextmanager
 def _interrupted_at_once() -> Iterator[None]:
     """Ctrl-C ends the process in the block, where nothing is at work yet: the imports of compiled modules lose it."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    main_thread = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))

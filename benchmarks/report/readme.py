@@ -67,7 +67,7 @@ def write(root: Path, runs: Sequence[Run], unmeasured: Sequence[str]) -> None:
     for path, drawing in expected.items():
         if not png.is_of(root / path, drawing):
             png.write(root / path, drawing)
-    for path in (root / CHARTS).glob("*"):
+    for path in (root / CHARTS).glob("*.png"):
         if path.relative_to(root) not in expected:
             path.unlink()
     readme.write_text(text)
