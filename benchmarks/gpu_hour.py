@@ -152,7 +152,10 @@ def _run_one(stage: Stage, log: Path, limit: float) -> Outcome:
     taken = time.monotonic() - start
     if status:
         return Outcome(stage.name, "failed", taken, f"exit status {status}: {_last_line(log)} (see {log.name})")
-    return Outcome(stage.name, "passed", taken, _last_line(log))
+    words = _last_line(log)
+    if "skipped" in words and "passed" not in words:
+        return Outcome(stage.name, "failed", taken, f"every test was skipped: {words} (see {log.name}, -rs says why)")
+    return Outcome(stage.name, "passed", taken, words)
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace: float) -> None:

@@ -15,7 +15,7 @@ from benchmarks.session import CLOCK, Session, show
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 
-ROUNDS = {"import": 3, "compile": 1}
+ROUNDS = {"import": 3, "vitgan --help": 3, "compile": 1}
 COMPILE = """
 import torch
 from vitgan_kernels import l2_attention, reference
@@ -30,6 +30,9 @@ CODE = {
         "torch (a floor)": "import torch",
         "vitgan_kernels": "import vitgan_kernels",
         "vitgan": "import vitgan; vitgan.Generator",  # alone, `import vitgan` imports nothing more
+    },
+    "vitgan --help": {
+        "python (a floor)": "",
         "vitgan --help": "from vitgan.cli import main; main(['--help'])",
     },
     "compile": {

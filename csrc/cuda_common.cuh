@@ -22,7 +22,8 @@ constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarp * kWarps;
 constexpr int kBlocksPerProcessor = 4;   // at the least; more registers than that leaves do not help a sum
-constexpr int kRowTaskElements = 12288;  // a task that goes by rows: about so many elements, 8 to 32 rows
+constexpr int kRowTaskElements = 12288;  // a task that goes by rows: about so many elements
+constexpr int kMostRowsOfAWarp = 4;  // in such a task
 
 // The matrices go to the kernel by value, within the 4 KB of parameters that every device and driver takes.
 constexpr int kMatricesPerLaunch = 40;
@@ -31,8 +32,8 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 
 // Rows of a task that goes by rows: a multiple of the warps, so that all have the same number.
 __host__ __device__ inline int task_rows(int cols) {
-  const int groups = kRowTaskElements / kWarps / cols;
-  return kWarps * (groups < 1 ? 1 : groups > 4 ? 4 : groups);
+  const int each = kRowTaskElements / kWarps / cols;
+  return kWarps * (each < 1 ? 1 : each > kMostRowsOfAWarp ? kMostRowsOfAWarp : each);
 }
 
 __host__ __device__ inline int row_tasks(int rows, int cols) { return ceil_div(rows, task_rows(cols)); }

@@ -20,11 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.compile:
         figures.write()
-    if old := figures.stale():
-        print(
-            f"the figures ({', '.join(old)}) are of other kernels: run python -m benchmarks.predictions --compile",
-            file=sys.stderr,
-        )
+    if why := figures.why_stale():
+        print(why, file=sys.stderr)
         return 1
     if not options.check:
         print(model.text(figures.load()))

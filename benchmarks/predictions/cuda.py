@@ -71,13 +71,13 @@ def constant(name: str) -> int:
 
 
 WARP, WARPS, STRIP_ROWS = constant("kWarp"), constant("kWarps"), constant("kStripRows")
-THREADS, TASK_ELEMENTS = WARP * WARPS, constant("kRowTaskElements")
+THREADS, TASK_ELEMENTS, MOST_ROWS = WARP * WARPS, constant("kRowTaskElements"), constant("kMostRowsOfAWarp")
 
 
 def row_tasks(rows: int, cols: int) -> int:
     """As cuda_common.cuh cuts a matrix by rows."""
-    groups = min(max(TASK_ELEMENTS // WARPS // cols, 1), 4)
-    return -(-rows // (WARPS * groups))
+    each = min(max(TASK_ELEMENTS // WARPS // cols, 1), MOST_ROWS)
+    return -(-rows // (WARPS * each))
 
 
 def strip_tasks(rows: int, cols: int) -> int:
@@ -153,6 +153,13 @@ class Compiled(NamedTuple):
 def nvcc() -> str | None:
     """The compiler, where there is one."""
     return shutil.which("nvcc")
+
+
+def release(compiler: str) -> str:
+    """The version of nvcc."""
+    said = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"release [\d.]+, V([\d.]+)", said)
+    return found[1] if found else said.strip().splitlines()[-1]
 
 
 def compiled(source: str, target: str) -> Compiled:

@@ -77,11 +77,21 @@ def stale() -> list[str]:
     return [name for name, digest in digests().items() if kept.get(name) != digest]
 
 
+def why_stale() -> str | None:
+    """Which figures are of other kernels and what to do, or None where none are."""
+    if not (old := stale()):
+        return None
+    first = "put the CUDA toolkit's nvcc on PATH, and " if "cuda" in old and cuda.nvcc() is None else ""
+    return (
+        f"benchmarks/predictions/figures.json is older than the kernels ({', '.join(old)}): {first}run "
+        "python -m benchmarks.predictions --compile"
+    )
+
+
 def load() -> list[CaseFigures]:
     """The figures of every case and target. RuntimeError where some are of other kernels."""
-    if old := stale():
-        raise RuntimeError(f"benchmarks/predictions/figures.json is older than the kernels ({', '.join(old)}): "
-                           "run python -m benchmarks.predictions --compile")  # fmt: skip
+    if why := why_stale():
+        raise RuntimeError(why)
     return [
         CaseFigures(**case | {"kernels": [Figures(**kernel) for kernel in case["kernels"]]})
         for case in json.loads(FILE.read_text())["cases"]
@@ -102,17 +112,18 @@ def write(say: Callable[[str], None] = print) -> None:
             say(f"{case.suite} {case.shape} {case.measures} {target}")
             kernels = _kernels(case.run, target)
             found.append(CaseFigures(case.suite, case.shape, case.dtype, case.measures, target, kernels))
-    sources = digests()
-    if cuda.nvcc():
+    sources, kept = digests(), json.loads(FILE.read_text())
+    if compiler := cuda.nvcc():
         say("csrc")
         found += _spectral_norm(targets)
         rows = [asdict(case) for case in found]
+        nvcc = cuda.release(compiler)
     else:
-        kept = json.loads(FILE.read_text())
         say("csrc: there is no nvcc on PATH, so the figures of the CUDA kernels stay what they were")
         rows = [asdict(case) for case in found] + [case for case in kept["cases"] if case["suite"] == "spectral_norm"]
-        sources["cuda"] = kept["sources"]["cuda"]
-    FILE.write_text(json.dumps({"sources": sources, "triton": triton.__version__, "cases": rows}, indent=1) + "\n")
+        sources["cuda"], nvcc = kept["sources"]["cuda"], kept["nvcc"]
+    figures = {"sources": sources, "triton": triton.__version__, "nvcc": nvcc, "cases": rows}
+    FILE.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _spectral_norm(targets: Sequence[str]) -> list[CaseFigures]:

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def latest(runs: Sequence[Run]) -> list[Run]:
-    """The newest run of each device; `runs` are by device and date."""
-    return list({run.device: run for run in runs}.values())
+    """The newest run of each device at each size; `runs` are by device and date."""
+    return list({(run.device, run.size): run for run in runs}.values())
 
 
 def unmeasured(runs: Sequence[Run]) -> list[str]:

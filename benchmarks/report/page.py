@@ -31,7 +31,7 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 
 
 def page(runs: Sequence[Run], unmeasured: Sequence[str], predictions: str = "") -> str:
-    """The whole page: the latest run of each device, the devices without one, and predictions (HTML) at the end."""
+    """The whole page: the latest run of each device at each size, the devices without one, predictions (HTML)."""
     missing = ""
     if unmeasured:
         missing = f"<p><strong>Not measured:</strong> {escape(', '.join(unmeasured))}.</p>"
@@ -53,7 +53,7 @@ def _run(run: Run) -> str:
     found = comparisons(run)
     suites = list(dict.fromkeys(row.suite for row in run.rows))
     parts = [
-        f"<section><h2>{escape(run.device)}</h2>",
+        f"<section><h2>{escape(run.device)}, {run.size} sizes</h2>",
         _conditions(run),
         _charts("Speed-up against the best peer that matched", charts.all_speedups(run)),
         _charts("Scaling", charts.all_scalings(run)),

@@ -15,7 +15,7 @@ CHARTS = Path("docs/benchmarks")
 
 
 def section(runs: Sequence[Run], unmeasured: Sequence[str]) -> str:
-    """The text between the markers, for the latest run of each device."""
+    """The text between the markers, for the latest run of each device at each size."""
     parts = [_device(run) for run in runs]
     if unmeasured:
         parts.append(f"Not measured: {', '.join(unmeasured)}.")
@@ -87,12 +87,13 @@ def _device(run: Run) -> str:
     ]
     text += [_line(comparison) for comparison in main_cases(run)]
     for what, found in _charts(run).items():
+        alt, width = f"{what}, {run.device}, {run.size} sizes", svg.standalone_width(_columns(found))
         light, dark = (_path(run, what, theme).as_posix() for theme in ("light", "dark"))
         text += [
             "",
             "<picture>",
             f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">',
-            f'  <img alt="{what}, {run.device}" src="{light}" width="{svg.standalone_width(_columns(found))}">',
+            f'  <img alt="{alt}" src="{light}" width="{width}">',
             "</picture>",
         ]
     return "\n".join(text)
@@ -122,4 +123,4 @@ def _columns(drawings: Sequence[Drawing]) -> int:
 
 
 def _path(run: Run, what: str, theme: str) -> Path:
-    return CHARTS / f"{what}-{run.folder}-{theme}.png"
+    return CHARTS / f"{what}-{run.folder}-{run.size}-{theme}.png"

@@ -11,6 +11,7 @@ from benchmarks.report.units import times
 
 Quantity = Literal["time", "memory"]
 LESS = "(a floor)"  # ends the name of what computes less
+WHOLE = ("training", "start_up")  # suites whose cases are few and each of interest
 MEASURES = {
     "forward": "forward",
     "forward_backward": "forward + backward",
@@ -95,14 +96,15 @@ def comparisons(run: Run) -> list[Comparison]:
 
 
 def main_cases(run: Run) -> list[Comparison]:
-    """Of each suite the case with the most contenders that have a time, everything that was measured of it."""
+    """Of each operator the case with the most contenders that have a time, everything that was measured of it; and all
+    of WHOLE."""
     found = [comparison for comparison in comparisons(run) if comparison.ours is not None]
     contenders: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for comparison in found:
         timed = sum(row.milliseconds is not None for row in comparison.rows)
         contenders[comparison.first.suite][comparison.first.case] += timed
     chosen = {suite: max(cases, key=lambda case: cases[case]) for suite, cases in contenders.items()}
-    return [comparison for comparison in found if chosen[comparison.first.suite] == comparison.first.case]
+    return [c for c in found if c.first.suite in WHOLE or chosen[c.first.suite] == c.first.case]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,12 @@ def test_stages_continue_after_one_that_fails(tmp_path: Path) -> None:
     assert [one["status"] for one in written] == [one.status for one in outcomes]
 
 
+@pytest.mark.parametrize(("said", "status"), [("3 passed, 4 skipped in 1s", "passed"), ("7 skipped in 1s", "failed")])
+def test_a_stage_that_skips_everything_has_not_passed(tmp_path: Path, said: str, status: str) -> None:
+    (outcome,) = run([Stage("a", [sys.executable, "-c", f"print({said!r})"], 1)], tmp_path, 60, silent)
+    assert (outcome.status, said in outcome.words) == (status, True)
+
+
 def test_a_stage_out_of_time_may_write_what_it_has_and_the_next_runs(tmp_path: Path) -> None:
     code = "import time\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('partial')"
     found = [Stage("slow", [sys.executable, "-c", code], 1), Stage("next", PASS, 1)]

@@ -179,8 +179,8 @@ def test_a_change_of_the_cuda_sources_makes_their_figures_stale(
 
 def test_the_cuda_figures_are_of_the_matrices_that_are_measured() -> None:
     predicted_shapes = [case.shape for case in figures.load() if case.suite == "spectral_norm"]
-    for preset in ("tiny", "cifar10"):
-        assert test_spectral_norm.case(preset).shape in predicted_shapes
+    for preset in {name for sizes in test_spectral_norm.SIZES.values() for name in sizes["cuda"]}:
+        assert test_spectral_norm.case(preset).shape in predicted_shapes, preset
 
 
 def test_without_nvcc_the_figures_of_cuda_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +190,8 @@ def test_without_nvcc_the_figures_of_cuda_are_kept(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(cuda, "nvcc", lambda: None)
     monkeypatch.setattr("benchmarks.predictions.cases.CASES", ())
     figures.write(lambda text: None)
+    with pytest.raises(RuntimeError, match=r"\(cuda\): put the CUDA toolkit's nvcc on PATH, and run"):
+        figures.load()
     written = json.loads(figures.FILE.read_text())
     assert written["cases"] == [case for case in kept["cases"] if case["suite"] == "spectral_norm"]
     assert figures.stale() == ["cuda"], "kept figures do not pass for new ones"

@@ -69,6 +69,7 @@ def test_a_ratio_within_the_spread_says_so() -> None:
 def test_main_case_has_the_most_contenders() -> None:
     rows = [row("ours", 1, ours=True, tokens=17), row("ours", 1, ours=True), row("a", 1), row("a", None, tokens=17)]
     assert [comparison.first.case for comparison in main_cases(run(*rows))] == ["(2, 65)"]
+    assert len(main_cases(run(*(replace(one, suite="training") for one in rows)))) == 2
 
 
 def test_scaling_takes_three_sizes() -> None:
@@ -153,10 +154,10 @@ def test_more_contenders_than_colours_are_told_apart() -> None:
     assert [svg.hue(series) for series in range(len(shown))].count(0) == 1
 
 
-def test_the_newest_run_of_a_device_counts() -> None:
-    old, new = run(date="2026-01-01"), run(date="2026-01-02")
+def test_the_newest_run_of_a_device_at_a_size_counts() -> None:
+    old, new, paper = run(date="2026-01-01"), run(date="2026-01-02"), run(date="2025-01-01", size="paper")
     other = run(device="NVIDIA H200")
-    assert latest([other, old, new]) == [other, new]
+    assert latest([other, paper, old, new]) == [other, paper, new]
     assert "NVIDIA H200" not in unmeasured([other])
     assert "NVIDIA H200" in unmeasured([new])
 

@@ -9,6 +9,7 @@ from vitgan_kernels import triton_support
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
 from vitgan_kernels.l2_attention import reference, registered, tiles
+from vitgan_kernels.l2_attention.origin import centred
 from vitgan_kernels.l2_attention.reference import Metric
 
 METRICS = ("sqeuclidean", "euclidean")
@@ -105,7 +106,7 @@ def _fused(q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None, metri
     leading = broadcast_shapes(q.shape[:-2], v.shape[:-2], q.shape[:-2] if k is None else k.shape[:-2])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.dtype == torch.float32 and metric == "sqeuclidean":
-        q, shifted = reference.centred(q, q if k is None else k)
+        q, shifted = centred(q, q if k is None else k)
         k = None if k is None else shifted
     heads, keys, values = (None if x is None else _two_leading(x, leading) for x in (q, k, v))
     assert heads is not None
