@@ -130,7 +130,7 @@ class Config:
     threads: int | None = None
     """CPU threads that PyTorch computes with; None leaves the choice to PyTorch."""
     workers: int | None = None
-    """Processes that decode images ahead; None chooses."""
+    """Processes that decode images ahead, where the data does not lie on the GPU; None chooses."""
     log_every: int = 12_800
     """Images between two lines of metrics."""
     sample_every: int = 200_000

@@ -8,6 +8,7 @@ from vitgan.images import from_uint8
 from vitgan.metrics.distances import mean_pairwise_distance, sliced_wasserstein
 from vitgan.metrics.modes import mode_coverage
 from vitgan.models import ImageGenerator
+from vitgan.seeds import another_seed
 
 
 class Evaluator:
@@ -31,10 +32,10 @@ class Evaluator:
         """Sliced Wasserstein distance and diversity, and for shapes the modes hit.
 
         `diversity` is the mean distance between two samples in units of that between two real images, and left out
-        where that is 0. `modes_hit` is
-        the share of the known modes that samples hit, `matched` the share of samples that are clearly one of them.
+        where that is 0. `modes_hit` is the share of the known modes that samples hit, `matched` the share of samples
+        that are clearly one of them.
         """
-        fake = generator.sample(self.samples, seed=self.seed + 1).cpu()
+        fake = generator.sample(self.samples, seed=another_seed(self.seed)).cpu()
         result = {"sliced_wasserstein": sliced_wasserstein(fake, self.real)}
         if self.real_distance > 0:
             result["diversity"] = mean_pairwise_distance(fake) / self.real_distance

@@ -59,7 +59,7 @@ class Reporter:
         self.tracer: StepTracer | None = None
         self._logged_at = stopwatch.seconds
         (run / SAMPLES).mkdir(parents=True, exist_ok=True)
-        if not training.ranks.is_first:
+        if not self._is_first:
             return
         if config.features != "none":
             network = load_network(config.features, weights=config.inception_weights, device=training.device)
@@ -74,9 +74,9 @@ class Reporter:
             self.loggers = Loggers(self.config, self.run, images=self.training.images) if self._is_first else None
             try:
                 yield
+            finally:
                 if self.tracer and (words := self.tracer.end()):
                     self.say(words)
-            finally:
                 if self.loggers:
                     self.loggers.close()
 

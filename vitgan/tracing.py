@@ -43,13 +43,13 @@ class StepTracer:
         return self._report()
 
     def end(self) -> str | None:
-        """Call when the run ends; what to do where it was too short."""
+        """Call when the run ends, however it ends; what to do where it was too short."""
         if self.steps == WAIT + WARM_UP + STEPS:
             return None
         self.profiler.stop()
         return (
             f"no profile: the run ended after {self.steps} steps, and the steps traced are those from "
-            f"{WAIT + WARM_UP + 1} to {WAIT + WARM_UP + STEPS}: profile a run of more --images"
+            f"{WAIT + WARM_UP + 1} to {WAIT + WARM_UP + STEPS}: profile a longer run"
         )
 
     def _report(self) -> str:

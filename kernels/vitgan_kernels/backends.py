@@ -50,7 +50,7 @@ class Operator:
 
     def select(self, backend: str | None, *args: Any, **kwargs: Any) -> Implementation:
         """The implementation that serves these checked arguments. Raises BackendError where a forced backend cannot."""
-        wanted = checked_backend(backend) if backend is not None else _default()
+        wanted = _default() if backend is None else checked_backend(backend)
         if wanted == "auto":
             return next(i for i in self.implementations if i.can_handle(*args, **kwargs)[0])
         reason = f"{self.name} has no {wanted} implementation"
@@ -95,6 +95,12 @@ def checked_backend(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     return name
+
+
+def check_backend(name: str | None) -> None:
+    """Raise ValueError unless it is None, for the default, or one of BACKENDS."""
+    if name is not None:
+        checked_backend(name)
 
 
 # Checked when it is used, not here: an import that raises leaves nobody to say what to do about it.

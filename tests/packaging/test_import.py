@@ -45,3 +45,9 @@ def test_starts_no_program(first_import: dict[str, list[str]]) -> None:
 def test_the_extension_is_not_loaded_before_it_is_used(tmp_path: Path) -> None:
     code = "import sys, vitgan_kernels; sys.exit('vitgan_kernels._native' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_vitgan_names_what_it_loads_later() -> None:
+    code = "import vitgan; print(*(n for n in dir(vitgan) if n[0] != '_')); vitgan.models.Generator; vitgan.metrics"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {"Generator", "Discriminator", "models", "metrics"} <= set(said)

@@ -13,6 +13,7 @@ import torch
 from tests.vitgan.helpers import assert_same, batch, everything, nano, training
 from vitgan import Generator
 from vitgan.checkpoint import (
+    first_misfit,
     images_seen,
     latest_checkpoint,
     list_checkpoints,
@@ -218,3 +219,17 @@ def test_a_configuration_with_unknown_keys_is_refused(run: Path) -> None:
     (run / "config.json").write_text(json.dumps(values | {"learning_rate": 1}))
     with pytest.raises(CheckpointError, match="learning_rate"):
         load_config(run)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("steps"), "'steps'"),
+        (ValueError("loaded state dict contains a parameter group\nof another size"), "loaded state dict contains"),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("Error(s) in loading state_dict for Net:\n\tMissing: a\n\tMissing: b"), "Missing: a And 1 more."),
+        (RuntimeError("Error(s) in loading state_dict for Net:\n\tMissing: a"), "Missing: a"),
+    ],
+)
+def test_of_a_misfit_the_first_line_is_told(error: Exception, said: str) -> None:
+    assert first_misfit(error).startswith(said)

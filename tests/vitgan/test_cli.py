@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -156,6 +157,12 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(
     assert error.count("\n") == 1
     assert "Traceback" not in error
     assert list(here.iterdir()) == []
+
+
+def test_commands_run_in_other_threads_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, ["sample", "nowhere"]).result() == 1
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_ctrl_c_during_the_first_imports_is_no_traceback() -> None:

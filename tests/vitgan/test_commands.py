@@ -79,7 +79,7 @@ def test_a_gif_takes_as_long_as_its_images_should(here: Path, fps: int) -> None:
         (["--out", "walk.gif", "--fps", "51"], "a .gif shows from 1 to 50 images a second, got fps 51"),
         (["--out", "walk.mp4", "--fps", "1000"], "a .mp4 shows from 1 to 240 images a second, got fps 1000"),
         (["--out", "taken.png"], "--out taken.png is a folder"),
-        (["--seed", str(2**63)], "seed must be from -9223372036854775808 to 9223372036854775806, got 922"),
+        (["--seed", str(2**63)], "seed must be from -9223372036854775808 to 9223372036854775807, got 922"),
         (["--truncation", "nan"], "truncation must be a finite number, got nan"),
     ],
 )

@@ -6,6 +6,7 @@ from vitgan.data import Shapes, TensorDataset
 from vitgan.evaluate import Evaluator
 from vitgan.images import from_uint8
 from vitgan.models import Generator, GeneratorConfig
+from vitgan.seeds import SEEDS, another_seed
 
 
 class Replay(Generator):
@@ -58,6 +59,13 @@ def test_evaluations_repeat() -> None:
     torch.manual_seed(0)
     generator = Generator(nano().generator, image_size=8)
     assert Evaluator(dataset(), samples=8, seed=3)(generator) == Evaluator(dataset(), samples=8, seed=3)(generator)
+
+
+def test_the_last_seed_can_be_evaluated_too() -> None:
+    scores = Evaluator(dataset(), samples=4, seed=SEEDS[-1])(Generator(nano().generator, image_size=8))
+    assert scores["sliced_wasserstein"] > 0
+    assert another_seed(SEEDS[-1]) == SEEDS[0]
+    assert another_seed(0) == 1
 
 
 def test_images_that_are_all_the_same_have_no_diversity_to_compare_with() -> None:

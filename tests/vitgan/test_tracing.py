@@ -19,6 +19,21 @@ def test_a_profile_says_where_the_time_goes_and_leaves_a_trace(tmp_path: Path) -
     assert "no profile" not in said
 
 
+def test_a_run_that_breaks_off_stops_the_profiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, out = trainer(tmp_path, profile=True)
+
+    def broken() -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(job.report, "log", broken)
+    with pytest.raises(ArithmeticError):
+        job.train()
+    assert "no profile: the run ended after" in out.getvalue()
+    job, out = trainer(tmp_path / "next", profile=True)  # a second profiler cannot start beside the first
+    assert job.train()
+    assert (tmp_path / "next" / TRACE).exists()
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_a_run_too_short_to_be_traced_says_so(steps: int, tmp_path: Path) -> None:
     job, out = trainer(tmp_path, profile=True, images=4 * steps)

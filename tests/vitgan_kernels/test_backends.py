@@ -1,8 +1,9 @@
 """Which implementation runs: by itself, by argument, by context and by environment variable."""
 
+import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -44,6 +45,13 @@ CALLS = {
     "modulated_siren": call_modulated_siren,
     "spectral_norm": call_spectral_norm,
 }
+
+
+@pytest.mark.parametrize("function", [l2_attention, modulated_linear, modulated_siren, spectral_norm])
+def test_explain_takes_what_the_operator_takes(function: Callable[..., Any]) -> None:
+    taken = list(inspect.signature(function).parameters.values())
+    assert taken.pop().name == "backend"
+    assert taken == list(inspect.signature(OPERATORS[function.__name__].arguments).parameters.values())
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ class Sample:
 def main(arguments: list[str]) -> int:
     """A grid, a folder, an array of images, or an interpolation."""
     options = tyro.cli(Sample, args=arguments, prog="vitgan sample")
-    if options.count < 1 or options.fps < 1:
-        raise ValueError(f"--count and --fps must be at least 1, got {options.count} and {options.fps}")
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1, got {options.count}")
     suffix = options.out.suffix.lower()
     _check_ending(options.out, suffix)
     if suffix in MOVING:

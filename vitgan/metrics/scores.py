@@ -16,6 +16,7 @@ from vitgan.images import to_uint8
 from vitgan.metrics.distributions import frechet_distance, inception_score, kernel_distance, moments, precision_recall
 from vitgan.metrics.features import FeatureNetwork
 from vitgan.models import ImageGenerator
+from vitgan.seeds import another_seed
 
 KEPT = 10_000
 """Feature rows that are kept for the kernel distance, precision and recall; the moments are of all images."""
@@ -94,7 +95,7 @@ class Scorer:
         other network: frechet, kernel, kernel_deviation, precision and recall, each followed by the network's name.
         The deviation of the kernel distance is that of subsets of 1,000 images, and left out where there are no more.
         """
-        w = generator.map_latents(self.samples, seed=self.seed + 1)
+        w = generator.map_latents(self.samples, seed=another_seed(self.seed))
         mean = generator.mean_w() if truncation != 1 else None
         images = (to_uint8(generator.render(part, truncation=truncation, mean=mean)) for part in w.split(BATCH))
         fake = statistics(images, self.network, self.progress("generated images", self.samples))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitgan_kernels.backends import checked_backend
+from vitgan_kernels.backends import check_backend
 from vitgan_kernels.checks import check_sizes
 from vitgan_kernels.l2_attention.op import check_settings, l2_attention
 from vitgan_kernels.l2_attention.reference import Metric
@@ -41,8 +41,8 @@ class L2SelfAttention(nn.Module):
         if not isinstance(heads, int) or heads < 1 or dim % heads:
             raise ValueError(f"L2SelfAttention: dim must be a multiple of heads, got dim={dim}, heads={heads}")
         check_settings("L2SelfAttention", scale, metric)
-        if backend is not None:
-            checked_backend(backend)
+        check_backend(backend)
+        self.dim = dim
         self.heads = heads
         self.scale = scale
         self.metric = metric
@@ -57,6 +57,8 @@ class L2SelfAttention(nn.Module):
             self.to_q.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[-1] != self.dim:
+            raise ValueError(f"L2SelfAttention: tokens must be (..., N, {self.dim}), got {tuple(x.shape)}")
         q = self._split(self.to_q(x))
         k = None if self.to_k is None else self._split(self.to_k(x))
         v = self._split(self.to_v(x))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vitgan_kernels.backends import checked_backend
+from vitgan_kernels.backends import check_backend
 from vitgan_kernels.checks import check_finite_number, check_flag, check_sizes
 from vitgan_kernels.modulated_siren.op import modulated_siren
 
@@ -65,8 +65,7 @@ class ModulatedSiren(nn.Module):
         if omega <= 0:
             raise ValueError(f"ModulatedSiren: omega must be positive, got {omega}")
         check_flag("ModulatedSiren", "demodulate", demodulate)
-        if backend is not None:
-            checked_backend(backend)
+        check_backend(backend)
         self.omega = math.sqrt(2) if demodulate else omega
         self.demodulate = demodulate
         self.backend = backend

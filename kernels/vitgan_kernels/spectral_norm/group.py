@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
-from vitgan_kernels.backends import checked_backend
+from vitgan_kernels.backends import check_backend
 from vitgan_kernels.checks import without_autocast
 from vitgan_kernels.spectral_norm.op import check_settings, spectral_norm
 
@@ -31,12 +31,15 @@ class SpectralNormGroup:
         improved: scale each matrix to the norm it has now (ViTGAN section 3.2) instead of to 1.
         n_iterations: power iterations a training forward.
         eps: smallest norm that is divided by.
-        only: chooses matrices by (name of the layer, layer); None takes all.
+        only: chooses layers by (name, layer): those with a matrix, and each nn.MultiheadAttention, which is an error
+            where it is chosen; its `out_proj` is a layer of its own. None takes all.
         backend: see `use_backend`.
 
     Raises:
+        TypeError: module is not an nn.Module, or only cannot be called.
         ValueError: no matrix was found; one is zero, not finite or without values; one is parametrised already; one is
-            a transposed convolution, or in an nn.MultiheadAttention, which keeps three in one tensor of another name.
+            a transposed convolution, or in an nn.MultiheadAttention, which keeps three in one tensor of another name;
+            n_iterations, eps or backend is not legal.
         RuntimeError: in a training forward under torch.nn.DataParallel, whose replicas cannot move a model's vectors.
 
     Under DistributedDataParallel every process moves its own vectors, by the same arithmetic: where they start equal
@@ -57,8 +60,7 @@ class SpectralNormGroup:
         backend: str | None = None,
     ) -> None:
         check_settings("SpectralNormGroup", n_iterations, eps)
-        if backend is not None:
-            checked_backend(backend)
+        check_backend(backend)
         self.n_iterations = n_iterations
         self.eps = eps
         self.backend = backend
@@ -66,11 +68,14 @@ class SpectralNormGroup:
         self.layers: list[nn.Module] = []
         if not isinstance(module, nn.Module):
             raise TypeError(f"SpectralNormGroup: a torch.nn.Module is needed, got {type(module).__name__}")
+        if only is not None and not callable(only):
+            raise TypeError(f"SpectralNormGroup: only must be a function of (name, layer) or None, got {only!r}")
         for name, layer in module.named_modules():
             if isinstance(layer, nn.MultiheadAttention) and (only is None or only(name, layer)):
                 raise ValueError(
                     f"SpectralNormGroup: {name or 'the module'} is an nn.MultiheadAttention, whose queries, keys and "
-                    f"values would not be normalised: use vitgan_kernels.L2SelfAttention, or leave it out with only="
+                    f"values would not be normalised: use vitgan_kernels.L2SelfAttention, or leave it out with only=, "
+                    "which is asked of it too"
                 )
         found = [(name, layer) for name, layer in module.named_modules() if _is_matrix(layer)]
         states = {

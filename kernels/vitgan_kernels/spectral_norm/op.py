@@ -1,5 +1,6 @@
 """The public function: argument checks and the choice of an implementation."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ def _reference(*args: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
     try:
         return reference.spectral_norm(*args, **options)
     except RuntimeError as error:
+        if not re.search("in-?place", str(error)):
+            raise
         raise RuntimeError(
             "spectral_norm: under a torch.func transform u and v cannot move in place: call it with update=False, or "
             "put the model in evaluation mode"
@@ -133,8 +136,9 @@ def spectral_norm(
 
     Raises:
         TypeError: a tensor is not floating point, or the dtypes differ.
-        ValueError: the lists differ in length; shapes, devices, n_iterations or eps are not legal; or (cpp and cuda)
-            a u or v overlaps with anything else. Weights may share storage with each other.
+        ValueError: the lists differ in length; shapes, devices, n_iterations, eps or backend are not legal; an update
+            is given one vector twice; or (cpp and cuda) a u or v overlaps with anything else. Weights may share storage
+            with each other.
         RuntimeError: an update under a transform of torch.func.
 
     Everything is computed in the weights' dtype; the compiled implementations take norms and inner products in double.

@@ -116,3 +116,9 @@ def test_metric_is_handed_on() -> None:
     by_distance = module(x)
     module.metric = "sqeuclidean"
     assert not torch.allclose(module(x), by_distance)
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 7)])
+def test_tokens_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"L2SelfAttention: tokens must be \(\.\.\., N, 8\), got \("):
+        L2SelfAttention(8, 2)(torch.ones(shape))

@@ -334,6 +334,8 @@ def test_models_without_a_matrix() -> None:
         SpectralNormGroup(Net(), only=lambda name, layer: False)
     with pytest.raises(ValueError, match="Embedding has no weight"):
         SpectralNormGroup(nn.Embedding(3, 4))
+    with pytest.raises(TypeError, match=r"only must be a function of \(name, layer\) or None, got 'deep.0'"):
+        SpectralNormGroup(Net(), only="deep.0")  # type: ignore[arg-type]
 
 
 def test_a_weight_of_zeros() -> None:

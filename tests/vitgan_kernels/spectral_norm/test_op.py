@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vitgan_kernels import spectral_norm
+from vitgan_kernels.spectral_norm import op
 
 W, U, V = torch.randn(4, 2, 3), torch.randn(4), torch.randn(6)
 
@@ -85,6 +86,15 @@ def test_an_update_under_a_transform_says_what_to_do() -> None:
         with pytest.raises(RuntimeError, match=r"^spectral_norm: under a torch\.func transform .* update=False"):
             transform(lambda weight: total(weight, True))(W[None] if transform is torch.func.vmap else W)
     assert torch.func.grad(lambda weight: total(weight, False))(W).isfinite().all()
+
+
+def test_other_errors_under_a_transform_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("there is none left")
+
+    monkeypatch.setattr(op.reference, "spectral_norm", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="there is none left"):
+        torch.func.grad(lambda weight: spectral_norm([weight], [U], [V])[1].sum())(W)
 
 
 def test_a_refused_call_moves_nothing() -> None:
