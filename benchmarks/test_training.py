@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.machine import pick_device
 from benchmarks.measure import Measured, judged, largest_error, reason, untimed, with_times
-from benchmarks.peers.original_step import OriginalStep, draws, results, settings
+from benchmarks.peers.original_step import OriginalStep, draws, results, settings, settled
 from benchmarks.records import Row
 from benchmarks.session import CLOCK, SECONDS, Session, show
 from benchmarks.timing import Call, take_turns
@@ -79,7 +79,7 @@ def named(part: str, preset: str, batch: int) -> str:
 def measured(session: Session, preset: str, batch: int) -> Iterator[Measured]:
     """Every contender in every part, those of a part in turns."""
     torch._dynamo.reset()
-    training = Adversarial(settings(preset, batch, DEVICE.type), DEVICE)
+    training = settled(Adversarial(settings(preset, batch, DEVICE.type), DEVICE))
     config = training.config
     real = torch.rand(batch, config.channels, config.image_size, config.image_size, device=DEVICE) * 2 - 1
     numbers = draws(training)

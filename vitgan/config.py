@@ -142,7 +142,7 @@ class Config:
     features: Literal["none", "efficientnet-lite0", "inception"] = "none"
     """Network whose features evaluations compare too: inception gives FID (see vitgan eval --help)."""
     inception_weights: Path | None = None
-    """File of the FID Inception's weights; None lets torch-fidelity download them."""
+    """File of the FID Inception's weights; None downloads them once."""
     checkpoint_every: int = 200_000
     """Images between two checkpoints."""
     keep_checkpoints: int = 2

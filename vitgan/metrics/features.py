@@ -6,7 +6,6 @@ converted it). No other is ever used under their names: scores from another netw
 
 import hashlib
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,9 @@ from torch.nn import functional as F
 from vitgan.errors import VitganError
 
 NetworkName = Literal["inception", "efficientnet-lite0"]
+
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of weights-inception-2015-12-05-6726825d.pth, which torch-fidelity, pytorch-fid and torchmetrics use alike."""
 
 LITE0_SIZE = 96
 """Side that images are scaled to for EfficientNet-Lite0; at its own 224 it takes several times as long."""
@@ -83,11 +85,12 @@ class Inception(FeatureNetwork):
     """The standard FID Inception, through torch-fidelity, which scales images itself.
 
     Args:
-        weights: its file weights-inception-2015-12-05-6726825d.pth; None lets torch-fidelity download it.
+        weights: its file weights-inception-2015-12-05-6726825d.pth; None downloads it, once, to where torch.hub keeps
+            its own.
         device: where to compute.
 
     Raises:
-        MetricError: torch-fidelity is not installed, or the weights cannot be had or are of another network.
+        MetricError: torch-fidelity is not installed, the weights cannot be had, or the file is another one.
     """
 
     name = "inception"
@@ -101,20 +104,26 @@ class Inception(FeatureNetwork):
                 f"FID needs the Inception network of torch-fidelity and the torchvision that goes with your PyTorch "
                 f"({error}): pip install 'vitgan[fid]', or score with --network efficientnet-lite0"
             ) from error
+        url = feature_extractor_inceptionv3.URL_INCEPTION_V3
         try:
-            path = None if weights is None else str(weights)
-            with redirect_stdout(sys.stderr):
-                self.network: Any = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
-                    self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=path
-                )
-        except (OSError, RuntimeError, KeyError) as error:
+            path = _downloaded(url) if weights is None else weights
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except (OSError, RuntimeError) as error:
             raise MetricError(
-                f"the weights of the FID Inception cannot be loaded ({str(error).splitlines()[0]}): give a copy of "
-                f"{Path(feature_extractor_inceptionv3.URL_INCEPTION_V3).name} with --weights"
+                f"the weights of the FID Inception cannot be had ({str(error).splitlines()[0]}): give a copy of {url} "
+                "with --weights"
             ) from error
+        if digest != INCEPTION_SHA256:
+            raise MetricError(
+                f"{path} is not the FID Inception (SHA-256 {digest[:8]}, {INCEPTION_SHA256[:8]} is needed), and scores "
+                f"of another network are not FID: give a copy of {url} with --weights"
+            )
+        self.network: Any = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
+            self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
         self.network.to(device)
         self.device = device
-        self.key = f"{self.name} {'2015-12-05' if weights is None else file_digest(weights)}"
+        self.key = f"{self.name} {digest[:16]}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -128,6 +137,16 @@ def load_network(
 ) -> FeatureNetwork:
     """The network of that name. Raises MetricError where it cannot be had, with the way to get it."""
     return Inception(weights, device) if name == "inception" else EfficientNetLite0(device)
+
+
+def _downloaded(url: str) -> Path:
+    """The file of the FID Inception in torch.hub's folder, which torch-fidelity looks into as well."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(f"downloading {url} to {path}", file=sys.stderr)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256)
+    return path
 
 
 def file_digest(path: Path) -> str:

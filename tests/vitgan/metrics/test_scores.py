@@ -1,5 +1,6 @@
 """Scores of generators against data sets: their names, their cache, what they order."""
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -160,11 +161,9 @@ def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -
 class FakeInception(nn.Module):
     """As torch-fidelity's, without its size: it loads its weights from a file, strictly, when it is made."""
 
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None) -> None:
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str) -> None:
         super().__init__()
         assert features_list == ["2048", "logits_unbiased"]
-        if feature_extractor_weights_path is None:
-            raise OSError("no network")
         self.fc = nn.Linear(4, 1008)
         self.load_state_dict(torch.load(feature_extractor_weights_path))
 
@@ -172,25 +171,53 @@ class FakeInception(nn.Module):
         return torch.ones(len(images), 4), torch.ones(len(images), 1008)
 
 
-def test_inception_comes_from_torch_fidelity_with_its_weights_by_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def inception_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands for the FID Inception's weights where torch-fidelity is installed, and what has their digest."""
     package, extractor = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
     extractor.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
-    extractor.URL_INCEPTION_V3 = "https://host/weights-inception-2015-12-05-6726825d.pth"  # type: ignore[attr-defined]
+    path = tmp_path / "elsewhere" / "weights.pth"
+    path.parent.mkdir()
+    extractor.URL_INCEPTION_V3 = path.as_uri()  # type: ignore[attr-defined]
     package.feature_extractor_inceptionv3 = extractor  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_fidelity", package)
-    torch.save({"fc.weight": torch.zeros(1008, 4), "fc.bias": torch.zeros(1008)}, tmp_path / "right.pth")
-    torch.save({"fc.weight": torch.zeros(1000, 4), "fc.bias": torch.zeros(1000)}, tmp_path / "imagenet.pth")
-    network = Inception(tmp_path / "right.pth")
+    torch.save({"fc.weight": torch.zeros(1008, 4), "fc.bias": torch.zeros(1008)}, path)
+    monkeypatch.setattr(features_file, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return path
+
+
+def test_inception_comes_from_torch_fidelity_with_its_weights_by_path(inception_file: Path) -> None:
+    network = Inception(inception_file)
     assert network.is_inception
-    assert features_file.file_digest(tmp_path / "right.pth") in network.key
+    assert features_file.INCEPTION_SHA256[:16] in network.key
     features, logits = network(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     assert features.shape == (2, 4)
     assert logits is not None
-    for weights in (None, tmp_path / "imagenet.pth", tmp_path / "nowhere.pth"):
-        with pytest.raises(MetricError, match=r"weights-inception-2015-12-05-6726825d.pth with --weights"):
-            Inception(weights)
+
+
+def test_inception_is_downloaded_once(inception_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Inception()
+    assert f"downloading {inception_file.as_uri()}" in capsys.readouterr().err
+    kept = tmp_path / "hub" / "checkpoints" / inception_file.name
+    assert kept.read_bytes() == inception_file.read_bytes()
+    inception_file.unlink()
+    Inception()
+    kept.unlink()
+    with pytest.raises(MetricError, match=r"cannot be had \(.*\): give a copy of file://.* with --weights"):
+        Inception()
+
+
+def test_another_network_is_never_called_inception(inception_file: Path, tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.ones(1008, 4), "fc.bias": torch.zeros(1008)}, tmp_path / "finetuned.pth")
+    with pytest.raises(MetricError, match=r"finetuned\.pth is not the FID Inception \(SHA-256 .* are not FID: give"):
+        Inception(tmp_path / "finetuned.pth")
+    with pytest.raises(MetricError, match=r"nowhere\.pth.* with --weights"):
+        Inception(tmp_path / "nowhere.pth")
+    inception_file.write_text("cut off while it came")  # as a proxy's page of an error would be
+    with pytest.raises(MetricError, match=r"cannot be had .*hash value"):
+        Inception()
+    assert not (tmp_path / "hub" / "checkpoints" / inception_file.name).exists()
 
 
 def test_a_real_generator_is_scored(tmp_path: Path) -> None:
