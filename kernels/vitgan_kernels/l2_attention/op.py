@@ -92,9 +92,15 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     if k.shape[-2] == 0 or q.shape[-1] == 0:
         raise _misfit("a softmax needs at least one key of at least one feature", q, k, v)
     try:
-        broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        _leading(q, k, v)
     except RuntimeError:
         raise _misfit("the leading dimensions do not broadcast", q, k, v) from None
+
+
+def _leading(q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
+    """All dimensions but two, broadcast; RuntimeError where they do not."""
+    shapes = q.shape[:-2], k.shape[:-2], v.shape[:-2]
+    return shapes[0] if shapes[0] == shapes[1] == shapes[2] else broadcast_shapes(*shapes)
 
 
 def _misfit(what: str, q: Tensor, k: Tensor, v: Tensor) -> ValueError:
@@ -103,7 +109,7 @@ def _misfit(what: str, q: Tensor, k: Tensor, v: Tensor) -> ValueError:
 
 def _fused(q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None, metric: Metric = "sqeuclidean") -> Tensor:
     """The registered operators, which know exactly two leading dimensions."""
-    leading = broadcast_shapes(q.shape[:-2], v.shape[:-2], q.shape[:-2] if k is None else k.shape[:-2])
+    leading = _leading(q, q if k is None else k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.dtype == torch.float32 and metric == "sqeuclidean":
         q, shifted = centred(q, q if k is None else k)

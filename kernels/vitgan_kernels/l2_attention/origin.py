@@ -3,16 +3,20 @@
 import torch
 from torch import Tensor
 
+GROUP = 8  # keys: their mean lies near that of all, and few are quick to sum
+
 
 def centred(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys seen from among the keys, which changes no distance and so no derivative.
 
     Far from the origin the expanded square is a small difference of large numbers. The new origin is, feature by
-    feature, the median of three means, each of every third key: one key far from the others does not move it.
+    feature, the median of the means of three groups of keys: one key far from the others does not move it.
     """
-    k_fixed = k.detach()
-    groups = [k_fixed[..., start::3, :].mean(-2, keepdim=True) for start in range(min(3, k.shape[-2]))]
-    low, high = torch.minimum(groups[0], groups[-1]), torch.maximum(groups[0], groups[-1])
-    centre = torch.maximum(low, torch.minimum(high, groups[len(groups) // 2]))
-    keys = k - centre
-    return keys if q is k else q - centre, keys
+    keys = k.shape[-2]
+    each = min(max(keys // 3, 1), GROUP)
+    chosen = k.detach()[..., :: max(keys // (3 * each), 1), :].narrow(-2, 0, min(3 * each, keys))
+    means = chosen.unflatten(-2, (each, -1)).mean(-3).unbind(-2)
+    low, high = torch.minimum(means[0], means[-1]), torch.maximum(means[0], means[-1])
+    centre = torch.maximum(low, torch.minimum(high, means[len(means) // 2])).unsqueeze(-2)
+    shifted = k - centre
+    return shifted if q is k else q - centre, shifted

@@ -28,7 +28,7 @@ def l2_attention(
     else:
         queries, keys = centred(queries, keys)
         norms = keys.square().sum(-1).unsqueeze(-2)
-        scores = scale * (2 * queries @ keys.transpose(-1, -2) - norms)
+        scores = (2 * scale * queries) @ keys.transpose(-1, -2) - scale * norms
     return (torch.softmax(scores, dim=-1) @ v.to(precise)).to(v.dtype)
 
 

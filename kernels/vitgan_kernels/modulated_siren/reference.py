@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 
 def modulated_linear(
@@ -23,23 +24,27 @@ def modulated_linear(
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     weights, styles = weight.to(precise), style.to(precise)
-    a = _modulated_product(x.to(precise), weights, styles)
+    shift = None if bias is None else bias.to(precise)
     if demodulate:
-        a = a * torch.rsqrt(styles.square() @ weights.square().t() + eps).unsqueeze(-2)
-    if bias is not None:
-        a = a + bias.to(precise)
+        demod = torch.rsqrt(styles.square() @ weights.square().t() + eps)
+        a = _modulated_product(x.to(precise), weights, styles) * demod.unsqueeze(-2)
+        a = a if shift is None else a + shift
+    else:
+        a = _modulated_product(x.to(precise), weights, styles, shift)
     return (torch.sin(omega * a) if activation == "sine" else a).to(x.dtype)
 
 
-def _modulated_product(x: Tensor, weight: Tensor, style: Tensor) -> Tensor:
-    """sum_i weight[o,i] * style[b,i] * x[b,p,i]: the style multiplies the operand that is smallest then."""
+def _modulated_product(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None = None) -> Tensor:
+    """sum_i weight[o,i] * style[b,i] * x[b,p,i] + bias[o]: the style multiplies the operand that is smallest then."""
     batch, (outputs, inputs), points = style.shape[0], weight.shape, x.shape[-2]
     if x.ndim == 2 and outputs <= batch:
-        shared = x.unsqueeze(1) * weight
-        return (style @ shared.reshape(points * outputs, inputs).t()).view(batch, points, outputs)
+        shared = (x.unsqueeze(1) * weight).reshape(points * outputs, inputs)
+        return linear(style, shared, None if bias is None else bias.repeat(points)).view(batch, points, outputs)
     if outputs <= points:
-        return x @ (weight * style.unsqueeze(1)).transpose(1, 2)
-    return (x * style.unsqueeze(1)) @ weight.t()
+        product = x @ (weight * style.unsqueeze(1)).transpose(1, 2)
+        # Of each sample first: then its gradient is summed in two steps, the second of few terms.
+        return product if bias is None else product + bias.expand(batch, 1, -1)
+    return linear(x * style.unsqueeze(1), weight, bias)
 
 
 def modulated_siren(
