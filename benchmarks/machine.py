@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.records import Ceilings, Row, Run
+from benchmarks.records import FOLDER, Ceilings, Row, Run
 
 CEILING_REPEATS = 15
 CACHE_BYTES = {"cpu": 64 << 20, "cuda": 128 << 20}  # at least twice the last cache of what this is likely to run on
@@ -38,12 +38,18 @@ def describe(device: torch.device, size: str, ceilings: Ceilings, rows: list[Row
         triton=_version("triton"),
         cuda=torch.version.cuda if on_cuda else None,
         commit=_output("git", "rev-parse", "HEAD") or "unknown",
-        dirty=bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        dirty=has_changes(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         size=size,
         ceilings=ceilings,
         rows=rows,
     )
+
+
+def has_changes(folder: Path = FOLDER.parent) -> bool:
+    """Whether files of the repository around the folder differ from its commit, but for results of other runs."""
+    paths = (":/", f":(exclude){FOLDER.name}")
+    return bool(_output("git", "status", "--porcelain", "--untracked-files=no", "--", *paths, folder=folder))
 
 
 def measure_ceilings(device: torch.device) -> Ceilings:
@@ -88,9 +94,9 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     return min(taken[2:])
 
 
-def _output(*command: str) -> str | None:
+def _output(*command: str, folder: Path = FOLDER.parent) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -1,11 +1,13 @@
 """The result file: what goes in comes out, and what is not a result does not go in."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.machine import has_changes
 from benchmarks.records import ResultError, Run, Times, all_runs, percentiles
 from tests.benchmarks.helpers import row, run
 
@@ -84,3 +86,17 @@ def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
 def test_percentiles() -> None:
     assert percentiles([5, 1, 3, 2, 4, 0]) == Times(1, 2.5, 4)
     assert percentiles([7.0]) == Times(7, 7, 7)
+
+
+def test_a_run_has_changes_where_more_than_results_has_changed(tmp_path: Path) -> None:
+    for name in ("code.py", "benchmarks/cases.py", "benchmarks/results/cpu/a.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    commit = ("-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x")
+    for command in (("init", "-q"), ("add", "."), commit):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert not has_changes(tmp_path / "benchmarks")
+    (tmp_path / "benchmarks/results/cpu/a.json").write_text("after")
+    assert not has_changes(tmp_path / "benchmarks")
+    (tmp_path / "code.py").write_text("after")
+    assert has_changes(tmp_path / "benchmarks")
