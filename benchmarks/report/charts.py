@@ -30,9 +30,8 @@ def speedups(title: str, comparisons: Sequence[Comparison]) -> Drawing:
         speedup, ours, peer = comparison.speedup, comparison.ours, comparison.peer
         label = comparison.name
         if speedup is None or ours is None or peer is None:
-            missing = "ours" if ours is None else "every peer"
             drawing.text(4, y, shortened(label, 270), kind="ink")
-            drawing.text(WIDTH - 4, y, f"no time of {missing}", anchor="end")
+            drawing.text(WIDTH - 4, y, "no time of ours" if ours is None else "no peer has a time", anchor="end")
             y += 24
             continue
         verdict = comparison.verdict
@@ -55,8 +54,8 @@ def speedups(title: str, comparisons: Sequence[Comparison]) -> Drawing:
 
 
 def all_speedups(run: Run) -> list[Drawing]:
-    """A chart of speed-ups for each suite that has any."""
-    found = [comparison for comparison in comparisons(run) if comparison.ours is not None]
+    """A chart of speed-ups for each suite that has any; what has no peers is in no chart."""
+    found = [comparison for comparison in comparisons(run) if comparison.ours is not None and comparison.peers]
     suites = dict.fromkeys(comparison.first.suite for comparison in found if comparison.speedup is not None)
     return [speedups(suite, [c for c in found if c.first.suite == suite]) for suite in suites]
 

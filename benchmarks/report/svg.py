@@ -91,7 +91,7 @@ class Drawing:
         """Names of series in rows; None is the dashed line. The y below it."""
         at = x
         for series, name in entries:
-            needed = 24 + text_width(name)
+            needed = 30 + text_width(name)
             if at + needed > self.width and at > x:
                 at, y = x, y + 17
             if series is None:

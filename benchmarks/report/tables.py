@@ -65,7 +65,12 @@ class Comparison:
     @cached_property
     def peer(self) -> Row | None:
         """The fastest peer that matched; what computes less than the operator, for orientation, is none."""
-        return _fastest([row for row in self.rows if not row.ours and not row.who.endswith(LESS)])
+        return _fastest(self.peers)
+
+    @property
+    def peers(self) -> list[Row]:
+        """All that compute the same and are not ours, with and without a time."""
+        return [row for row in self.rows if not row.ours and not row.who.endswith(LESS)]
 
     @property
     def speedup(self) -> float | None:

@@ -61,6 +61,13 @@ def test_other_sizes_dtypes_and_measures_are_not_compared() -> None:
     assert all(comparison.speedup is None for comparison in comparisons(run(ours, *others)))
 
 
+def test_what_has_no_peers_is_in_no_chart_of_speedups() -> None:
+    alone = [row("ours", 1, ours=True, tokens=17), row("less (a floor)", 1, tokens=17)]
+    (chart,) = charts.all_speedups(run(*alone, row("ours", 1, ours=True), row("a", 2)))
+    assert any("(2, 65)" in mark for mark in chart.marks)
+    assert not any("(2, 17)" in mark for mark in chart.marks)
+
+
 def test_a_ratio_within_the_spread_says_so() -> None:
     (near,) = comparisons(run(row("ours", 1, ours=True), row("a", 1.04)))
     assert near.verdict == "1.04× (within noise)"
