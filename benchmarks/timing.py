@@ -59,7 +59,8 @@ def peak_memory_cpu(call: Call) -> int:
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    # acc_events: PyTorch 2.11 warns without it
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
         call()
     assert trace.profiler is not None
     assert trace.profiler.kineto_results is not None
@@ -77,7 +78,7 @@ def launches(call: Call) -> float:
     """How many kernels a call launches on CUDA, copies among them."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as trace:
         call()
         torch.cuda.synchronize()
     return float(sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events()))

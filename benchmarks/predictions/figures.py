@@ -230,7 +230,15 @@ def _kind(operation: str) -> str:
 
 
 def _python(path: Path) -> str:
-    return ast.dump(_without_docstrings(ast.parse(path.read_text())))
+    return repr(_tree(_without_docstrings(ast.parse(path.read_text()))))
+
+
+def _tree(node: object) -> object:
+    """A syntax tree without its empty fields, of which every version of Python has others."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _tree(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return type(node).__name__, *fields
+    return list(map(_tree, node)) if isinstance(node, list) else node
 
 
 def _without_comments(text: str) -> str:
