@@ -111,12 +111,12 @@ def nested(path: str) -> bytes:
 
 
 HOSTILE = {
-    "os.system": lambda path: pickle.dumps(Calls(os.system, f"touch {path}")),
+    f"{os.system.__module__}.system": lambda path: pickle.dumps(Calls(os.system, f"touch {path}")),
     "builtins.eval": lambda path: pickle.dumps(Calls(eval, f"open({path!r}, 'w')")),
     "builtins.exec": lambda path: pickle.dumps(Calls(exec, f"open({path!r}, 'w')")),
     "builtins.getattr": lambda path: pickle.dumps(Calls(getattr, nn.Linear, "mro")),
     "_pickle.loads": nested,
-    "io.open": lambda path: pickle.dumps(Calls(open, path, "w")),
+    f"{open.__module__}.open": lambda path: pickle.dumps(Calls(open, path, "w")),
     "torch.serialization.load": lambda path: pickle.dumps(Calls(torch.load, path)),
     # a dotted name, to go from something known to something else
     "torch._utils._rebuild_tensor_v2.__globals__": lambda _: (
@@ -132,8 +132,7 @@ HOSTILE = {
 def test_a_hostile_pickle_is_refused_and_does_nothing(named: str, tmp_path: Path) -> None:
     target = tmp_path / "touched"
     file = write(tmp_path / "hostile.pth", HOSTILE[named](str(target)))
-    names = named.replace("os.system", "(os|posix).system") if named == "os.system" else named
-    with pytest.raises(CheckpointError, match=f"is refused: it names {names}"):
+    with pytest.raises(CheckpointError, match=f"is refused: it names {named}"):
         load_tensors(file)
     assert not target.exists()
 
