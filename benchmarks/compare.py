@@ -17,7 +17,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.records import ResultError, Row, Run, percentiles
@@ -61,13 +61,21 @@ class Change:
 
 
 def changes(before: Run, after: Run) -> list[Change]:
-    """Of the rows that both runs have, those that changed, the worst of our own first."""
+    """Of the rows that both runs have, those that changed, the worst of our own first.
+
+    A row of ours that the later run has no more, in a case that it does have, is lost.
+    """
     noise = max(repeat_noise(before), repeat_noise(after))
     earlier = {_key(row): row for row in before.rows}
     found = []
     for row in after.rows:
         if (old := earlier.get(_key(row))) is not None:
             found += [Change(what, old, row) for what in _differences(old, row, noise)]
+    later, groups = {_key(row) for row in after.rows}, {row.group for row in after.rows}
+    for old in before.rows:
+        if old.ours and old.milliseconds and old.group in groups and _key(old) not in later:
+            gone = replace(old, milliseconds=None, repeat_milliseconds=None, why="the later run has no such row")
+            found.append(Change("lost", old, gone))
     return sorted(found, key=lambda change: not change.counts)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,7 +22,19 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def describe(device: torch.device, size: str, ceilings: Ceilings, rows: list[Row]) -> Run:
+class Code(NamedTuple):
+    """What is measured: the commit, and whether files differed from it."""
+
+    commit: str
+    dirty: bool
+
+
+def code() -> Code:
+    """The code of this moment."""
+    return Code(_output("git", "rev-parse", "HEAD") or "unknown", has_changes())
+
+
+def describe(device: torch.device, code: Code, size: str, ceilings: Ceilings, rows: list[Row]) -> Run:
     """The run with everything that a reader of its numbers must know."""
     on_cuda = device.type == "cuda"
     threads = torch.get_num_threads()
@@ -37,8 +50,8 @@ def describe(device: torch.device, size: str, ceilings: Ceilings, rows: list[Row
         torch=torch.__version__,
         triton=_version("triton"),
         cuda=torch.version.cuda if on_cuda else None,
-        commit=_output("git", "rev-parse", "HEAD") or "unknown",
-        dirty=has_changes(),
+        commit=code.commit,
+        dirty=code.dirty,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         size=size,
         ceilings=ceilings,

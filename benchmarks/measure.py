@@ -3,8 +3,8 @@
 The contenders of a case first show that they compute it: each result is held against float64, with the error that
 plain PyTorch makes in the same dtype as the measure (at most twice that, plus one rounding). Only those that match are
 timed. They take turns, a round each, so that what else the machine does falls on all alike; each call takes the next of
-several sets of inputs, together larger than the cache. All is done twice, and the second time tells how far to trust
-the first.
+up to 16 sets of inputs, together larger than the cache where they are not very small: the smallest cases stay in it.
+All is done twice, and the second time tells how far to trust the first.
 """
 
 from collections.abc import Callable, Sequence

@@ -50,6 +50,7 @@ class Session:
     def __init__(self, size: str) -> None:
         self.size = size
         self.device = machine.pick_device()
+        self.code = machine.code()  # as it was when the run began
         self.ceilings = machine.measure_ceilings(self.device)
         self.measured: dict[object, dict[tuple[str, str], Measured]] = {}
 
@@ -75,7 +76,7 @@ class Session:
 
     def save(self, name: str, folder: Path = FOLDER) -> Path:
         """Write the result file."""
-        run = machine.describe(self.device, self.size, self.ceilings, self.rows)
+        run = machine.describe(self.device, self.code, self.size, self.ceilings, self.rows)
         path = folder / run.folder / f"{name}.json"
         run.save(path)
         return path

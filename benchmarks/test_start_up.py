@@ -36,7 +36,7 @@ CODE = {
         "vitgan --help": "from vitgan.cli import main; main(['--help'])",
     },
     "compile": {
-        "reference.l2_attention": COMPILE.format(function="reference.l2_attention"),
+        "reference.l2_attention (a floor)": COMPILE.format(function="reference.l2_attention"),
         "vitgan_kernels.l2_attention": COMPILE.format(function="l2_attention"),
     },
 }

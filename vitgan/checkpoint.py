@@ -99,7 +99,9 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
 def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
     """Put the state of a checkpoint into `training`; returns the trainer's own state."""
     try:
-        state = dict(json.loads((path / STATE).read_text()))
+        state = json.loads((path / STATE).read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("trainer", {}), dict):
+            raise ValueError(f"{STATE} is not what was written")
         tensors = load_file(path / TRAINING)
         average = load_file(path / GENERATOR)
     except (OSError, ValueError, SafetensorError) as error:
@@ -115,13 +117,13 @@ def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} does not fit this model or device; resume with the run's own configuration: {first_misfit(error)}"
         ) from error
-    trainer: dict[str, Any] = state["trainer"]
+    trainer: dict[str, Any] = state.get("trainer", {})
     return trainer
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("[0-9]*") if path.is_dir())
+    """The checkpoints of a run, oldest first. A folder under a name of another form is somebody's own."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("[0-9]" * 12) if path.is_dir())
 
 
 def latest_checkpoint(path: Path) -> Path:

@@ -77,6 +77,11 @@ class OptimiserConfig:
             raise ValueError(f"optimiser: beta1, beta2 and lr_decay must be from 0 to 1 (a beta below 1), got {self}")
 
 
+def is_name(data: str) -> bool:
+    """Whether that names a data set, also where a folder has the same name."""
+    return data in ("shapes", "cifar10") or data.startswith("hf:")
+
+
 @dataclass(frozen=True)
 class Config:
     """A training run."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from vitgan.errors import TrainingError
+from vitgan.errors import TrainingError, first_line
 
 TIMEOUT = timedelta(hours=1)
 """Longer than the first process evaluates, while the others wait. torchrun itself ends them when one dies."""
@@ -133,5 +133,5 @@ def _contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise LostContactError(f"another process of this run ended or cannot be reached ({reason})") from error
+        reason = f"another process of this run ended or cannot be reached ({first_line(error)})"
+        raise LostContactError(reason) from error

@@ -18,3 +18,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
     import torch  # not above: the command line reads this file before it imports anything slow
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

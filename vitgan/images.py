@@ -8,6 +8,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of what `save_image` writes."""
+
+
+def check_picture(path: Path, channels: int) -> None:
+    """Raise ValueError unless an image of so many channels can be saved there."""
+    suffix = path.suffix.lower()
+    if suffix not in PICTURES or path.is_dir():
+        raise ValueError(f"{path} is no name of a picture: give one that ends in {', '.join(PICTURES)}")
+    if suffix in (".jpg", ".jpeg") and channels in (2, 4):
+        raise ValueError(f"{path}: a JPEG has no transparency, which these images have: give a .png or .webp")
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """(..., H, W) in [-1, 1] to uint8, values outside clipped, rounded to the nearest."""

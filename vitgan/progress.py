@@ -18,7 +18,7 @@ class TrainingProgress:
     def __init__(self, total: int, done: int, console: Console) -> None:
         self.total = total
         self.console = console
-        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("starting", total=total, completed=done)
 
@@ -40,8 +40,8 @@ class TrainingProgress:
         text = f"{images:,} of {self.total:,} images  {rate:.0f} images/s  {eta} left  {losses}"
         self.bar.update(self.task, completed=images, description=text)
         if self.bar.disable:
-            self.console.print(text, soft_wrap=True)
+            self.console.print(text, soft_wrap=True, markup=False)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.bar.console.print(text, soft_wrap=True)
+        self.bar.console.print(text, soft_wrap=True, markup=False)

@@ -65,7 +65,7 @@ class Reporter:
             network = load_network(config.features, weights=config.inception_weights, device=training.device)
             self.scorer = Scorer(dataset, network, samples=config.evaluate_samples, seed=config.seed)
         if config.profile:
-            self.tracer = StepTracer(run)
+            self.tracer = StepTracer(run, training.device)
 
     @contextmanager
     def open(self) -> Iterator[None]:

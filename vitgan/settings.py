@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from vitgan.checkpoint import load_config
-from vitgan.config import Config, from_dict
+from vitgan.config import Config, from_dict, is_name
 from vitgan.data import ImageDataset
 from vitgan.presets import PRESETS
 from vitgan.runs import check_resumable, newest_run
@@ -120,6 +120,6 @@ def _from_file(path: Path | None, preset: str | None) -> Config:
 
 def _parse(flags: list[str], default: Config) -> Config:
     config = tyro.cli(Config, default=default, args=flags, prog="vitgan train", description=DESCRIPTION)
-    if Path(config.data).exists():  # kept whole, so that a run can be resumed from any folder
+    if not is_name(config.data) and Path(config.data).exists():  # kept whole: a run can be resumed from any folder
         config = replace(config, data=str(Path(config.data).resolve()))
     return config

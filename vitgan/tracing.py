@@ -14,15 +14,16 @@ OWN = "vitgan: "
 
 
 class StepTracer:
-    """Traces steps WAIT + WARM_UP to WAIT + WARM_UP + STEPS of a run into RUN/profile.json.
+    """Traces STEPS steps of a run, after the first WAIT + WARM_UP, into RUN/profile.json.
 
     Tracing slows these few steps down; shares of the time are what to read from it.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, device: torch.device) -> None:
         self.run = run
+        self.on_cuda = device.type == "cuda"
         self.steps = 0
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self.on_cuda
         self.profiler = profile(
             activities=activities,
             schedule=schedule(wait=WAIT, warmup=WARM_UP, active=STEPS, repeat=1),
@@ -54,10 +55,9 @@ class StepTracer:
 
     def _report(self) -> str:
         events = self.profiler.key_averages()
-        on_device = torch.cuda.is_available()
 
         def total(event: object, own: bool) -> float:
-            name = f"{'self_' if own else ''}{'device' if on_device else 'cpu'}_time_total"
+            name = f"{'self_' if own else ''}{'device' if self.on_cuda else 'cpu'}_time_total"
             return float(getattr(event, name)) / 1000 / STEPS
 
         ours = {e.key.removeprefix(OWN): total(e, own=False) for e in events if e.key.startswith(OWN)}
@@ -65,7 +65,7 @@ class StepTracer:
         table = Table(
             "part",
             "ms a step",
-            title=f"{STEPS} steps, {'device' if on_device else 'CPU'} time",
+            title=f"{STEPS} steps, {'device' if self.on_cuda else 'CPU'} time",
             caption="backward and optimiser are parts of discriminator and generator",
         )
         for name, time in sorted(ours.items(), key=lambda item: -item[1]):

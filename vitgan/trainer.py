@@ -1,6 +1,7 @@
 """The training loop: data in, steps, checkpoints out, and every way in which a run can end."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import IntEnum
@@ -63,15 +64,20 @@ class Trainer:
         self._stop_signal: str | None = None
         run.mkdir(parents=True, exist_ok=True)
         if list_checkpoints(run):
-            state = load_checkpoint(self.training, latest_checkpoint(run))
-            self.stopwatch = Stopwatch(state["elapsed"])
-            self._check_dataset(state["dataset_images"])
+            self._resume(latest_checkpoint(run))
         self.report = Reporter(
             config, run, dataset=dataset, training=training, stopwatch=self.stopwatch, console=self.console
         )
         self._ending = Ending.TIME if self._out_of_time() else Ending.NONE
-        if self.ranks.is_first:
-            save_config(config, run)
+
+    def _resume(self, checkpoint: Path) -> None:
+        state = load_checkpoint(self.training, checkpoint)
+        try:
+            elapsed, images = state["elapsed"], state["dataset_images"]
+        except KeyError as error:
+            raise CheckpointError(f"{checkpoint} lacks {error}: remove it, to go on from the one before") from error
+        self.stopwatch = Stopwatch(elapsed)
+        self._check_dataset(images)
 
     def _check_dataset(self, images: int) -> None:
         if len(self.dataset) != images:
@@ -108,7 +114,8 @@ class Trainer:
         training, config = self.training, self.config
         start = training.images
         if start and self._finished():
-            self.console.print(f"{self.run} is finished, with {start:,} images. {self._how_to_go_on()}", soft_wrap=True)
+            text = f"{self.run} is finished, with {start:,} images. {self._how_to_go_on()}"
+            self.console.print(text, soft_wrap=True, markup=False)
             return True
         with (
             only_process_in(self.run) if self.ranks.is_first else nullcontext(),
@@ -129,6 +136,8 @@ class Trainer:
             return self._conclude()
 
     def _begin(self) -> None:
+        if self.ranks.is_first:
+            save_config(self.config, self.run)  # only now: another process may have held the run
         if self.training.steps == 0:
             self.report.introduce(self.dataset)
             if self.ranks.count > 1:
@@ -245,7 +254,13 @@ class Trainer:
 
 @contextmanager
 def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end the run in order; a second Ctrl-C ends it at once."""
+    """Let the first Ctrl-C or SIGTERM end the run in order; a second Ctrl-C ends it at once.
+
+    In another thread than the main one, which alone may set handlers, signals do what they did.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         trainer.stop(signal.Signals(number).name)

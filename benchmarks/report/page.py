@@ -41,10 +41,11 @@ def page(runs: Sequence[Run], unmeasured: Sequence[str], predictions: str = "") 
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Benchmarks</title><style>{svg.style()}{STYLE % {'font': svg.FONT}}</style></head><body><main>\n"
         "<h1>Benchmarks</h1>\n"
-        "<p>Each row was checked against float64 before it was timed; one that did not match has no time. "
-        "A speed-up is the time of the fastest peer that matched, divided by ours. The floor is what the bytes and the "
-        "operations of a row cost at the ceilings measured in the same run: the rate of a large copy and of a large "
-        "matrix product; above 100 %, a row reached more than they did.</p>\n"
+        "<p>Each row of an operator or of training was checked against float64 before it was timed; one that did not "
+        "match has no time. A speed-up is the time of the fastest peer that matched, divided by ours. The floor is "
+        "what the bytes and the operations of a row cost at the ceilings measured in the same run: the rate of a large "
+        "copy and of a large matrix product; above 100 %, a row reached more than they did, as where all of it stays "
+        "in the cache.</p>\n"
         f"{missing}\n" + "\n".join(_run(run) for run in runs) + predictions + "\n</main></body></html>\n"
     )
 

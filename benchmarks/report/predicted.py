@@ -14,11 +14,8 @@ from benchmarks.report.units import milliseconds
 def section(runs: Sequence[Run]) -> str:
     """HTML: assumptions, and a table for each GPU. A note instead where the figures are of other kernels."""
     head = f"<section><h2>Kernels: {model.LABEL}</h2>"
-    if figures.stale():
-        return (
-            f"{head}<p>The figures of the compiled kernels are older than the kernels: "
-            "run <code>python -m benchmarks.predictions --compile</code>.</p></section>"
-        )
+    if why := figures.why_stale():
+        return f"{head}<p>{escape(why)}</p></section>"
     cases = figures.load()
     about = "".join(f"<p>{escape(part)}</p>" for part in (model.__doc__ or "").split("\n\n")[:1])
     model_text = escape((model.__doc__ or "").split("\n\n", 1)[1])

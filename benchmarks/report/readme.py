@@ -51,7 +51,7 @@ def differences(root: Path, runs: Sequence[Run], unmeasured: Sequence[str]) -> l
         if not png.is_of(root / path, drawing):
             wrong.append(f"{path}: not the chart of the result files")
     folder = root / CHARTS
-    wrong += [f"{path.relative_to(root)}: no result file has it" for path in sorted(folder.glob("*"))
+    wrong += [f"{path.relative_to(root)}: no result file has it" for path in sorted(folder.glob("*.png"))
               if path.relative_to(root) not in expected]  # fmt: skip
     return wrong
 

@@ -137,13 +137,13 @@ class Scaling:
 
 
 def scalings(run: Run, *, least: int = 3) -> list[Scaling]:
-    """Every series of rows that differ in one size, which takes `least` values or more."""
+    """Every series of an operator's rows that differ in one size, which takes `least` values or more."""
     axes = dict.fromkeys(axis for row in run.rows for axis in row.shape)
     found = []
     for axis in axes:
         groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
         for row in run.rows:
-            if axis in row.shape:
+            if axis in row.shape and row.suite not in WHOLE:
                 others = tuple(sorted((name, size) for name, size in row.shape.items() if name != axis))
                 groups[row.suite, row.dtype, row.measures, others].append(row)
         for rows in groups.values():

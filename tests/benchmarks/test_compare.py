@@ -55,6 +55,15 @@ def test_times_that_are_lost_and_gained() -> None:
     assert verdicts(absent, absent) == []
 
 
+def test_a_row_of_ours_that_is_gone_is_lost() -> None:
+    ours, slow = timed(2.0, who="ours (cpp)", ours=True), timed(99.0, who="ours (reference)", ours=True)
+    peer = timed(3.0, who="peer", ours=False)
+    (change,) = changes(run(ours, peer), run(slow, peer))
+    assert (change.what, change.after.who, change.counts) == ("lost", "ours (cpp)", True)
+    assert changes(run(ours, peer), run(ours)) == []
+    assert changes(run(ours, timed(1.0, case="other")), run(ours)) == []  # a case that was not run
+
+
 @pytest.mark.parametrize(("after", "expected"), [(1001, ["more memory"]), (999, ["less memory"]), (1000, [])])
 def test_memory(after: int, expected: list[str]) -> None:
     assert verdicts(row(peak_memory_bytes=1000), row(peak_memory_bytes=after)) == expected

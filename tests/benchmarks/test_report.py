@@ -85,6 +85,7 @@ def test_scaling_takes_three_sizes() -> None:
     assert scaling.series("time") == {"ours": [(16, 16), (65, 65), (256, 256)], "a": [(16, 48), (65, 195), (256, 768)]}
     assert [size for size, _ in scaling.floor()] == [16, 65, 256]
     assert scalings(run(*GROWING.rows[:4])) == []
+    assert scalings(run(*(replace(one, suite="training") for one in GROWING.rows))) == []
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -233,3 +233,11 @@ def test_a_configuration_with_unknown_keys_is_refused(run: Path) -> None:
 )
 def test_of_a_misfit_the_first_line_is_told(error: Exception, said: str) -> None:
     assert first_misfit(error).startswith(said)
+
+
+def test_a_checkpoint_under_a_name_of_one_s_own_is_left_alone(run: Path) -> None:
+    checkpoint = saved_run(run)
+    for name in (f"{checkpoint.name}-best", "9-keep"):
+        shutil.copytree(checkpoint, checkpoint.with_name(name))
+    assert list_checkpoints(run) == [checkpoint]
+    load_generator(checkpoint.with_name("9-keep"))

@@ -48,10 +48,24 @@ def test_train_then_predict_from_the_command_line(here: Path, capsys: pytest.Cap
     for name, predicted, probability in lines:
         assert name.startswith(predicted)
         assert 0.5 < float(probability) <= 1
-    with Image.open("maps/above/0.png") as picture:
+    with Image.open("maps/above/0.png.png") as picture:
         assert picture.size == (768, 256)
-    assert main(["classify", "predict", "c", "data/above/3.png"]) == 0
+    Path("data/dangling.png").symlink_to("nowhere.png")
+    assert main(["classify", "predict", "c", "data/above/3.png"]) == 0  # whatever else lies there
     assert capsys.readouterr().out.startswith("3.png\tabove")
+    assert main(["classify", "predict", "c", "data"]) == 1
+    assert "data: dangling.png cannot be read (No such file or directory): remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["data", "data/maps"])
+def test_pictures_of_attention_do_not_go_among_the_images(
+    folder: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", "train", "data", *SMALL, "--steps", "1", "--out", "c"]) == 0
+    before = Path("data/above/1.png").read_bytes()
+    assert main(["classify", "predict", "c", "data", "--attention", folder]) == 1
+    assert f"--attention {folder} lies in the folder of the images: choose another" in capsys.readouterr().err
+    assert Path("data/above/1.png").read_bytes() == before
 
 
 def test_images_that_cannot_be_read_are_named_and_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +78,7 @@ def test_images_that_cannot_be_read_are_named_and_left_out(here: Path, capsys: p
     named = [line.split("\t")[0] for line in said.out.splitlines()]
     assert len(named) == 38
     assert not {"above/1.png", "below/7.png"} & set(named)
-    assert not Path("maps/above/1.png").exists()
+    assert not Path("maps/above/1.png.png").exists()
     lines = said.err.splitlines()
     assert [line.split(": ")[:2] for line in lines[:2]] == [["left out", "above/1.png"], ["left out", "below/7.png"]]
     assert lines[2] == "2 of 40 images cannot be read"

@@ -159,7 +159,7 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(
     assert list(here.iterdir()) == []
 
 
-def test_commands_run_in_other_threads_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_are_found_in_other_threads_too(capsys: pytest.CaptureFixture[str]) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(main, ["sample", "nowhere"]).result() == 1
     assert "nowhere does not exist" in capsys.readouterr().err

@@ -42,8 +42,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_array_of_samples(runs: Path, here: Path) -> None:
-    assert main(["sample", str(runs / "plain"), "--count", "5", "--out", "a.npz"]) == 0
-    images = np.load("a.npz")["images"]
+    assert main(["sample", str(runs / "plain"), "--count", "5", "--out", "a.NPZ"]) == 0
+    images = np.load("a.NPZ")["images"]
     assert images.shape == (5, 32, 32, 3)
     assert images.dtype == np.uint8
     assert main(["sample", str(runs / "plain"), "--count", "5", "--out", "folder"]) == 0
@@ -177,7 +177,7 @@ def test_project_writes_both_images_and_w(runs: Path, here: Path, capsys: pytest
     assert "dB" in capsys.readouterr().out
     (here / "broken.png").write_bytes(b"no image")
     assert main(["project", model, "photo.png", "--out", "p.npz"]) == 1
-    assert "--out must name a picture, such as p.png, got p.npz" in capsys.readouterr().err
+    assert "p.npz is no name of a picture: give one that ends in .png" in capsys.readouterr().err
     assert main(["project", model, "broken.png"]) == 1
     assert "broken.png cannot be read" in capsys.readouterr().err
 

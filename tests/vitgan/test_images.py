@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitgan.images import from_uint8, grid, save_image, to_uint8
+from vitgan.images import check_picture, from_uint8, grid, save_image, to_uint8
 
 
 def test_bytes_survive_the_way_to_floats_and_back() -> None:
@@ -43,3 +43,23 @@ def test_a_grid_goes_row_by_row() -> None:
 def test_an_empty_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         grid(torch.zeros(0, 3, 4, 4))
+
+
+@pytest.mark.parametrize(("name", "channels"), [("a.png", 4), ("a.JPG", 3), ("a.jpeg", 1), ("a.webp", 4), ("a.png", 2)])
+def test_what_is_called_a_picture_can_be_written(name: str, channels: int, tmp_path: Path) -> None:
+    check_picture(tmp_path / name, channels)
+    save_image(torch.zeros(channels, 8, 8), tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.size == (8, 8)
+
+
+@pytest.mark.parametrize(("name", "channels", "why"), [
+    ("a.psd", 3, "no name of a picture"),
+    ("folder.png", 3, "no name of a picture"),
+    ("a.jpg", 4, "a JPEG has no transparency"),
+    ("a.JPEG", 2, "a JPEG has no transparency"),
+])  # fmt: skip
+def test_what_cannot_be_written_is_refused_before(name: str, channels: int, why: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match=why):
+        check_picture(tmp_path / name, channels)

@@ -86,6 +86,15 @@ def test_what_is_wrong_in_a_file_is_said(here: Path, text: str, message: str) ->
     assert message in str(info.value)
 
 
+@pytest.mark.parametrize("name", ["shapes", "cifar10"])
+def test_a_folder_of_that_name_does_not_take_a_data_set_s_place(here: Path, name: str) -> None:
+    for each in (name, "mine"):
+        (here / each).mkdir()
+    assert read_settings(["--data", name]).config.data == name
+    assert read_settings(["--data", "mine"]).config.data == str(here / "mine")
+    assert read_settings(["--data", f"./{name}"]).config.data == str(here / name)
+
+
 def test_whole_numbers_serve_where_fractions_do(here: Path) -> None:
     assert read_settings(write(here / "a.toml", "max_minutes = 3\n[loss]\nr1 = 1\n")).config.loss.r1 == 1
 

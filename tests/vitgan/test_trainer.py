@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vitgan.adversarial import Adversarial
 from vitgan.checkpoint import list_checkpoints
 from vitgan.data import TensorDataset
 from vitgan.distributed import Ranks
-from vitgan.errors import TrainingError
+from vitgan.errors import CheckpointError, TrainingError
 from vitgan.loggers import read_metrics
 from vitgan.runs import new_run_directory, only_process_in
 from vitgan.trainer import Ending
@@ -207,10 +208,38 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
-    job, _ = trainer(tmp_path)
+    trainer(tmp_path, images=8)[0].train()
+    settings = (tmp_path / "config.json").read_bytes()
+    job, _ = trainer(tmp_path, images=16)
     with only_process_in(tmp_path), pytest.raises(TrainingError, match="another process is training"):
         job.train()
+    assert (tmp_path / "config.json").read_bytes() == settings
     assert job.train()
+    assert (tmp_path / "config.json").read_bytes() != settings
+
+
+def test_training_works_in_another_thread(tmp_path: Path) -> None:
+    job, _ = trainer(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(job.train).result()
+    assert list_checkpoints(tmp_path)
+
+
+def test_names_in_brackets_are_said_as_they_are(tmp_path: Path) -> None:
+    job, said = trainer(tmp_path / "a[b]" / "c[-d]", images=4)
+    assert job.train()
+    assert "a[b]/c[-d]" in said.getvalue().replace("\n", "")
+
+
+def test_a_state_that_lacks_something_is_damaged(tmp_path: Path) -> None:
+    trainer(tmp_path, images=8)[0].train()
+    state = list_checkpoints(tmp_path)[-1] / "state.json"
+    state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "trainer"}))
+    with pytest.raises(CheckpointError, match="lacks 'elapsed': remove it"):
+        trainer(tmp_path)
+    state.write_text("3")
+    with pytest.raises(CheckpointError, match="damaged and cannot be read"):
+        trainer(tmp_path)
 
 
 def test_data_that_lost_an_image_is_noticed_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

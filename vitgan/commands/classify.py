@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vitgan.atomic import atomic_write
 from vitgan.classifier import Classifier, confusion, fit, split
 from vitgan.data import ImageDataset, open_dataset
-from vitgan.data.archives import Folder, is_image
+from vitgan.data.archives import Archive, Folder, SingleFile, is_image
 from vitgan.data.files import ImageFiles
 from vitgan.devices import pick_device, use_threads
 from vitgan.images import from_uint8, save_image
@@ -156,6 +156,7 @@ def predict(options: Predict) -> int:
     device = pick_device(options.device)
     classifier = Classifier.load(options.classifier).to(device)
     if options.attention is not None:
+        _check_apart(options.attention, options.images)
         options.attention.mkdir(parents=True, exist_ok=True)
     files = _files(options.images, classifier.image_shape)
     left_out = 0
@@ -171,7 +172,7 @@ def predict(options: Predict) -> int:
         print(f"{member.name}\t{classifier.class_names[int(label)]}\t{float(probability):.3f}")
         if options.attention is not None:
             picture = attention_picture(image[0].cpu(), classifier.attention(image)[0].cpu())
-            path = options.attention / Path(member.name).with_suffix(".png")
+            path = options.attention / f"{member.name}.png"  # a.jpg and a.png have one each
             path.parent.mkdir(parents=True, exist_ok=True)
             save_image(picture, path)
     if left_out:
@@ -200,10 +201,16 @@ def _with_classes(dataset: ImageDataset, name: str) -> ImageDataset:
     return dataset
 
 
+def _check_apart(attention: Path, images: Path) -> None:
+    """Pictures among the images would be classified as images the next time."""
+    if images.is_dir() and attention.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"--attention {attention} lies in the folder of the images: choose another")
+
+
 def _files(path: Path, shape: tuple[int, int, int]) -> ImageFiles:
+    archive: Archive
     if path.is_file() and is_image(path.name):
-        archive = Folder(path.parent)
-        archive.members = [member for member in archive.members if member.name == path.name]
+        archive = SingleFile(path)
     elif path.is_dir():
         archive = Folder(path)
     else:

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from rich.progress import Progress
 
 from vitgan.checkpoint import load_generator
 from vitgan.data import DataError
 from vitgan.data.decode import decode_image
 from vitgan.devices import pick_device
-from vitgan.images import from_uint8, grid, save_image
+from vitgan.images import check_picture, from_uint8, grid, save_image
 from vitgan.projection import project
 from vitgan.seeds import check_seed
 
@@ -42,9 +41,8 @@ def main(arguments: list[str]) -> int:
     check_seed(options.seed)
     if options.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {options.steps}")
-    if options.out.suffix.lower() not in Image.registered_extensions() or options.out.is_dir():
-        raise ValueError(f"--out must name a picture, such as {options.out.with_suffix('.png')}, got {options.out}")
     generator = load_generator(options.model, device=pick_device(options.device))
+    check_picture(options.out, generator.channels)
     content = options.image.read_bytes()
     try:
         pixels = decode_image(content, generator.image_size, generator.channels)
@@ -56,8 +54,8 @@ def main(arguments: list[str]) -> int:
         task = bar.add_task("projecting", total=options.steps)
         w = project(generator, target, steps=options.steps, seed=options.seed, progress=lambda loss: bar.advance(task))
     image = generator.render(w)[0].cpu()
-    save_image(grid(torch.stack([target, image]), columns=2), options.out)
     np.savez(options.out.with_suffix(".npz"), w=w.cpu().numpy(), target=target.numpy(), image=image.numpy())
+    save_image(grid(torch.stack([target, image]), columns=2), options.out)
     psnr = float(10 * torch.log10(4 / (image - target).square().mean()))
     print(f"peak signal-to-noise ratio {psnr:.1f} dB -> {options.out}, {options.out.with_suffix('.npz')}")
     return 0

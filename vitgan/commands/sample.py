@@ -11,11 +11,10 @@ from torch import Tensor
 
 from vitgan.checkpoint import latest_checkpoint, load_config, load_generator, run_of
 from vitgan.devices import pick_device
-from vitgan.images import grid, save_image, to_uint8
+from vitgan.images import PICTURES, check_picture, grid, save_image, to_uint8
 from vitgan.models import ImageGenerator
 from vitgan.video import MOVING, check_fps, save_video
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WRITE_BATCH = 256
 """Images held at a time when a folder of them is written."""
 
@@ -55,6 +54,8 @@ def main(arguments: list[str]) -> int:
     if suffix in MOVING:
         check_fps(options.fps, suffix)
     generator = load_generator(options.model, device=pick_device(options.device))
+    if suffix in PICTURES:
+        check_picture(options.out, generator.channels)
     labels = None if options.label is None else class_number(options.model, options.label)
     mean = generator.mean_w(labels=labels) if options.truncation != 1 else None
     choose = generator.walk if options.interpolate or suffix in MOVING else generator.map_latents
@@ -67,7 +68,8 @@ def main(arguments: list[str]) -> int:
         save_video(torch.cat(list(batches)), options.out, fps=options.fps)
     elif suffix == ".npz":
         pixels = torch.cat([to_uint8(images) for images in batches]).permute(0, 2, 3, 1)
-        np.savez_compressed(options.out, images=pixels.numpy())
+        with options.out.open("wb") as file:  # by its name, numpy would add another ending
+            np.savez_compressed(file, images=pixels.numpy())
     else:
         options.out.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(image for images in batches for image in images):

@@ -42,12 +42,27 @@ class Folder:
         self.has_labels = LABEL_FILE in found
         self.members = []
         for name in names:
-            stat = found[name].stat()
+            try:
+                stat = found[name].stat()
+            except OSError as error:
+                raise DataError(f"{self.title}: {name} cannot be read ({error.strerror}): remove it") from error
             # The path belongs to the stamp: two folders may hold files of equal names, sizes and times.
             self.members.append(Member(name, f"{self.path} {stat.st_size} {stat.st_mtime_ns}"))
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
+
+
+class SingleFile:
+    """One image."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.title = str(path)
+        self.members = [Member(path.name, "")]
+
+    def read(self, name: str) -> bytes:
+        return self.path.read_bytes()
 
 
 class Zip:

@@ -16,7 +16,7 @@ def progress_line(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
     A `total` of 0 means that it is not known.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     line = Progress(*columns, console=Console(stderr=True), transient=True)
     task = line.add_task(title, total=total or None)
     begin = time.monotonic()

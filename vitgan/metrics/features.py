@@ -6,6 +6,7 @@ converted it). No other is ever used under their names: scores from another netw
 
 import hashlib
 import sys
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitgan.errors import VitganError
+from vitgan.errors import VitganError, first_line
 
 NetworkName = Literal["inception", "efficientnet-lite0"]
 
@@ -102,21 +103,20 @@ class Inception(FeatureNetwork):
         except (ImportError, RuntimeError) as error:  # a torchvision that does not fit raises RuntimeError
             raise MetricError(
                 f"FID needs the Inception network of torch-fidelity and the torchvision that goes with your PyTorch "
-                f"({error}): pip install 'vitgan[fid]', or score with --network efficientnet-lite0"
+                f"({error}): pip install 'vitgan[fid]', or score on efficientnet-lite0"
             ) from error
         url = feature_extractor_inceptionv3.URL_INCEPTION_V3
         try:
             path = _downloaded(url) if weights is None else weights
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             raise MetricError(
-                f"the weights of the FID Inception cannot be had ({str(error).splitlines()[0]}): give a copy of {url} "
-                "with --weights"
+                f"the weights of the FID Inception cannot be had ({first_line(error)}): {_by_path(url)}"
             ) from error
         if digest != INCEPTION_SHA256:
             raise MetricError(
                 f"{path} is not the FID Inception (SHA-256 {digest[:8]}, {INCEPTION_SHA256[:8]} is needed), and scores "
-                f"of another network are not FID: give a copy of {url} with --weights"
+                f"of another network are not FID: {_by_path(url)}"
             )
         self.network: Any = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
             self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
@@ -137,6 +137,10 @@ def load_network(
 ) -> FeatureNetwork:
     """The network of that name. Raises MetricError where it cannot be had, with the way to get it."""
     return Inception(weights, device) if name == "inception" else EfficientNetLite0(device)
+
+
+def _by_path(url: str) -> str:
+    return f"give a copy of {url} (vitgan eval --weights, vitgan train --inception-weights)"
 
 
 def _downloaded(url: str) -> Path:

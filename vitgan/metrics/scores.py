@@ -1,6 +1,7 @@
 """Scores of a generator against a data set, on the features of a network."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,11 @@ class Scorer:
         images = (dataset.fetch(part) for part in order.split(BATCH))
         real = statistics(images, self.network, self.progress("real images", self.samples))
         tensors = {"mean": real.mean, "covariance": real.covariance, "rows": real.rows}
-        with atomic_write(path) as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        try:
+            with atomic_write(path) as file:
+                file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        except OSError as error:  # only time is lost
+            warnings.warn(f"statistics of the data are not kept for the next time: {error}", stacklevel=2)
         return real
 
 

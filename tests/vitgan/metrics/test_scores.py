@@ -3,9 +3,11 @@
 import hashlib
 import sys
 from collections.abc import Callable
+from http.client import IncompleteRead
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -151,7 +153,7 @@ def test_efficientnet_lite0_is_an_image_classifier_s_features(lite0: EfficientNe
 
 def test_missing_packages_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(MetricError, match=r"pip install 'vitgan\[fid\]', or score with --network efficientnet-lite0"):
+    with pytest.raises(MetricError, match=r"pip install 'vitgan\[fid\]', or score on efficientnet-lite0"):
         load_network("inception")
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(MetricError, match=r"pip install 'vitgan\[metrics\]'"):
@@ -204,7 +206,7 @@ def test_inception_is_downloaded_once(inception_file: Path, tmp_path: Path, caps
     inception_file.unlink()
     Inception()
     kept.unlink()
-    with pytest.raises(MetricError, match=r"cannot be had \(.*\): give a copy of file://.* with --weights"):
+    with pytest.raises(MetricError, match=r"cannot be had \(.*\): give a copy of file://.*--weights"):
         Inception()
 
 
@@ -212,12 +214,29 @@ def test_another_network_is_never_called_inception(inception_file: Path, tmp_pat
     torch.save({"fc.weight": torch.ones(1008, 4), "fc.bias": torch.zeros(1008)}, tmp_path / "finetuned.pth")
     with pytest.raises(MetricError, match=r"finetuned\.pth is not the FID Inception \(SHA-256 .* are not FID: give"):
         Inception(tmp_path / "finetuned.pth")
-    with pytest.raises(MetricError, match=r"nowhere\.pth.* with --weights"):
+    with pytest.raises(MetricError, match=r"nowhere\.pth.*--inception-weights"):
         Inception(tmp_path / "nowhere.pth")
     inception_file.write_text("cut off while it came")  # as a proxy's page of an error would be
     with pytest.raises(MetricError, match=r"cannot be had .*hash value"):
         Inception()
     assert not (tmp_path / "hub" / "checkpoints" / inception_file.name).exists()
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), IncompleteRead(b"half")])
+def test_a_download_that_breaks_says_what_to_do(
+    error: Exception, inception_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=error))
+    with pytest.raises(MetricError, match=rf"cannot be had \({type(error).__name__}.*--inception-weights"):
+        Inception()
+
+
+def test_statistics_that_cannot_be_kept_are_used(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="statistics of the data are not kept"):
+        scorer = Scorer(TensorDataset(images), Pixels(), samples=20, cache=tmp_path / "file")
+    assert len(scorer.real.mean) == 12
 
 
 def test_a_real_generator_is_scored(tmp_path: Path) -> None:
