@@ -8,7 +8,7 @@ never a silent detour.
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -123,15 +123,24 @@ def _where_it_was_asked_for(backend: str | None) -> str:
     return f", or unset {ENVIRONMENT_VARIABLE}" if by_environment else ""
 
 
-@contextmanager
-def use_backend(name: BackendName) -> Iterator[None]:
-    """Run every operator called inside the block on one backend, or raise where it cannot (process-wide).
+def use_backend(name: BackendName) -> AbstractContextManager[None]:
+    """`with use_backend(name):` runs every operator called in the block on that backend, or raises where it cannot.
+
+    It holds for the whole process, other threads too.
 
     The environment variable VITGAN_KERNELS_BACKEND sets the same for a whole process; it is read at import and
     checked at the first call.
+
+    Raises:
+        ValueError: there is no such backend.
     """
+    return _using(checked_backend(name))
+
+
+@contextmanager
+def _using(name: str) -> Iterator[None]:
     global _default_backend
-    before, _default_backend = _default_backend, checked_backend(name)
+    before, _default_backend = _default_backend, name
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitgan.classifier import Classifier, confusion, fit, learning_rate, split
 from vitgan.cli import main
-from vitgan.commands.classify import attention_picture
+from vitgan.commands.classify import _print_matrix, attention_picture
 from vitgan.data import Shapes, TensorDataset
 from vitgan.images import from_uint8
 from vitgan.models import DiscriminatorConfig
@@ -221,3 +221,20 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["classify"]) == 2
     assert main(["classify", "--help"]) == 0
     assert "vitgan classify predict" in capsys.readouterr().out
+
+
+def test_a_matrix_too_wide_for_the_terminal_is_told_class_by_class(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"class {number}" for number in range(24)]
+    _print_matrix(2 * torch.eye(24, dtype=torch.int64), names)
+    assert "  class 23: 2 of 2\n" in capsys.readouterr().out
+    _print_matrix(torch.tensor([[3, 1], [0, 4]]), ["a", "b"])
+    assert "true" in capsys.readouterr().out
+
+
+def test_another_classifier_is_not_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["classify", "train", "data", *SMALL, "--steps", "1", "--out", "c"]
+    assert main(train) == 0
+    assert main(train) == 1
+    assert "--out c is not empty: choose another" in capsys.readouterr().err
+    assert main(["classify", "tain"]) == 2
+    assert "no command 'tain'" in capsys.readouterr().err

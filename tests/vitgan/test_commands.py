@@ -202,3 +202,12 @@ def test_export_is_checked_and_can_be_loaded(
     assert card.startswith("---\nlibrary_name: vitgan\n")
     assert "8 images of training" in card
     assert ("red circle" in card) == (name == "classes")
+
+
+def test_a_folder_never_holds_images_of_two_calls(runs: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = ["sample", str(runs / "plain"), "--out", "folder", "--count"]
+    assert main([*sample, "3"]) == 0
+    assert main([*sample, "4"]) == 0
+    assert main([*sample, "2"]) == 1
+    assert "--out folder holds other files (000002.png and so on)" in capsys.readouterr().err
+    assert len(list(Path("folder").iterdir())) == 4

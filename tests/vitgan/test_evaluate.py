@@ -1,3 +1,7 @@
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -66,6 +70,18 @@ def test_the_last_seed_can_be_evaluated_too() -> None:
     assert scores["sliced_wasserstein"] > 0
     assert another_seed(SEEDS[-1]) == SEEDS[0]
     assert another_seed(0) == 1
+
+
+@pytest.mark.parametrize("seed", ["a", None, 0.5, [1]])
+def test_what_is_no_number_is_no_seed(seed: Any) -> None:
+    with pytest.raises(TypeError, match="seed must be a whole number, got"):
+        Generator(nano().generator, image_size=8).sample(1, seed=seed)
+
+
+def test_whole_numbers_of_others_are_seeds() -> None:
+    generator = Generator(nano().generator, image_size=8)
+    for seed in (np.int64(3), torch.tensor(3)):
+        assert torch.equal(generator.sample(1, seed=seed), generator.sample(1, seed=3))  # type: ignore[arg-type]
 
 
 def test_images_that_are_all_the_same_have_no_diversity_to_compare_with() -> None:

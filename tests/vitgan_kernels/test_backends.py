@@ -206,3 +206,8 @@ def test_the_environment_variable_sets_the_default_of_a_process() -> None:
     assert explained_triton.endswith("or unset VITGAN_KERNELS_BACKEND.")
     assert explained_fastest.startswith("unknown backend 'fastest' in the environment variable VITGAN_KERNELS_BACKEND")
     assert raised_fastest == f"BackendError {explained_fastest}"
+
+
+def test_an_unknown_backend_is_refused_before_the_block() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'nope': choose one of auto, reference"):
+        use_backend("nope")  # type: ignore[arg-type]

@@ -103,8 +103,12 @@ def main(arguments: list[str]) -> int:
         return train(tyro.cli(Train, args=arguments[1:], prog="vitgan classify train"))
     if arguments and arguments[0] == "predict":
         return predict(tyro.cli(Predict, args=arguments[1:], prog="vitgan classify predict"))
-    print(USAGE, end="")
-    return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    wrong = f"vitgan classify: no command {arguments[0]!r}\n\n" if arguments else ""
+    print(f"{wrong}{USAGE}", end="", file=sys.stderr)
+    return 2
 
 
 def train(options: Train) -> int:
@@ -125,6 +129,8 @@ def train(options: Train) -> int:
     training, testing = split(dataset, options.test_share, options.seed)
     if not len(training):
         raise ValueError(f"{options.data}: no images are left to train on beside {len(testing)} to test on")
+    if options.out.is_dir() and any(options.out.iterdir()):
+        raise ValueError(f"--out {options.out} is not empty: choose another")
     options.out.mkdir(parents=True, exist_ok=True)  # now: nothing that is trained should have no place to go
     with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"), transient=True) as bar:
         task = bar.add_task("training", total=options.steps, loss=float("nan"))
@@ -222,4 +228,11 @@ def _print_matrix(matrix: Tensor, names: list[str]) -> None:
     table = Table("true \\ predicted", *names, title="test images")
     for name, row in zip(names, matrix.tolist(), strict=True):
         table.add_row(name, *map(str, row))
-    Console().print(table)
+    console = Console()
+    unbounded = console.options.update(max_width=1_000_000)
+    if console.measure(table, options=unbounded).maximum <= console.width:
+        console.print(table)
+        return
+    print("right of each class (the whole matrix is in test.json):")
+    for name, row, right in zip(names, matrix.tolist(), matrix.diagonal().tolist(), strict=True):
+        print(f"  {name}: {right} of {sum(row)}")

@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
     choose = generator.walk if options.interpolate or suffix in MOVING else generator.map_latents
     w = choose(options.count, seed=options.seed, labels=labels)
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix not in (*PICTURES, *MOVING, ".npz"):
+        _prepare_folder(options.out, options.count)
     batches = _render(generator, w, options.truncation, mean)
     if suffix in PICTURES:
         save_image(grid(torch.cat(list(batches)), columns=options.count if options.interpolate else None), options.out)
@@ -71,9 +73,8 @@ def main(arguments: list[str]) -> int:
         with options.out.open("wb") as file:  # by its name, numpy would add another ending
             np.savez_compressed(file, images=pixels.numpy())
     else:
-        options.out.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(image for images in batches for image in images):
-            save_image(image, options.out / f"{number:06d}.png")
+            save_image(image, options.out / _file_name(number))
     print(f"{options.count} images -> {options.out}")
     return 0
 
@@ -87,6 +88,21 @@ def _check_ending(out: Path, suffix: str) -> None:
         raise ValueError(
             f"--out {out} ends in {suffix}, which is not written here: give one of {', '.join(known)}, "
             f"or a path without an ending for a folder of images"
+        )
+
+
+def _file_name(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def _prepare_folder(out: Path, count: int) -> None:
+    """Make the folder. ValueError where files would stay beside those that are to come."""
+    out.mkdir(parents=True, exist_ok=True)
+    others = {path.name for path in out.iterdir()} - {_file_name(number) for number in range(count)}
+    if others:
+        raise ValueError(
+            f"--out {out} holds other files ({min(others)} and so on), which would lie among the new images: choose "
+            "another folder, or empty it"
         )
 
 

@@ -67,7 +67,11 @@ class ImageGenerator(nn.Module):
         """Images for latents. z (B, latent_dim), normal; labels int64 (B,) if conditional.
 
         -> (B, channels, image_size, image_size), about [-1, 1].
+
+        Raises ValueError where z has another shape.
         """
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"z must be (B, {self.latent_dim}), got {tuple(z.shape)}")
         return self.synthesise(self.mapping(z, labels))
 
     def synthesise(self, w: Tensor) -> Tensor:
@@ -78,15 +82,15 @@ class ImageGenerator(nn.Module):
         """(count, latent_dim) standard normal latents, the same on every device for the same seed."""
         if count < 0:
             raise ValueError(f"the number of latents must not be negative, got {count}")
-        check_seed(seed)
-        return torch.randn(count, self.latent_dim, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        random = torch.Generator().manual_seed(check_seed(seed))
+        return torch.randn(count, self.latent_dim, generator=random).to(self.device)
 
     def random_labels(self, count: int, *, seed: int) -> Tensor | None:
         """(count,) classes drawn alike, the same on every device; None for an unconditional generator."""
         if not self.classes:
             return None
         # A stream of its own: the latents of a seed are the same with and without classes.
-        random = torch.Generator().manual_seed(seed ^ 0x5EED)
+        random = torch.Generator().manual_seed(check_seed(seed) ^ 0x5EED)
         return torch.randint(self.classes, (count,), generator=random).to(self.device)
 
     @torch.no_grad()

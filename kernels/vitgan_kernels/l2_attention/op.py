@@ -50,11 +50,12 @@ def l2_attention(
 
     Precision: scores, softmax and sums are float32 for lower dtypes. The scores of "sqeuclidean" come from the expanded
     square, whose rounding grows with the square of the tokens' size: the reference, and the kernels in float32, first
-    move the origin among the keys. In the kernels, tokens of 16 bits stay where they are: shift them towards the
-    origin where they lie far from it, before they are rounded to 16 bits. The kernels round probabilities to the dtype
-    of the inputs before they multiply values; products of float32 follow PyTorch's setting
-    (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy where a query nearly
-    is a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
+    move the origin among the keys. That helps where the tokens of a sequence lie together; where they lie in groups far
+    apart, a score is wrong by about eps * scale * (distance between the groups)^2. In the kernels, tokens of 16 bits
+    stay where they are: shift them towards the origin where they lie far from it, before they are rounded to 16 bits.
+    The kernels round probabilities to the dtype of the inputs before they multiply values; products of float32 follow
+    PyTorch's setting (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy
+    where a query nearly is a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
     """
     args, options = _arguments(q, k, v, scale=scale, metric=metric)
     with without_autocast(args[0]):
