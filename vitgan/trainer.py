@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 
 from vitgan.adversarial import Adversarial
-from vitgan.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, save_config
+from vitgan.checkpoint import (
+    CONFIG,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_config,
+)
 from vitgan.config import Config
 from vitgan.data import BatchStream, DataError, ImageDataset, keep_on_device
 from vitgan.devices import copy_to
@@ -69,6 +76,8 @@ class Trainer:
             config, run, dataset=dataset, training=training, stopwatch=self.stopwatch, console=self.console
         )
         self._ending = Ending.TIME if self._out_of_time() else Ending.NONE
+        if self.ranks.is_first and not (run / CONFIG).exists():
+            save_config(config, run)
 
     def _resume(self, checkpoint: Path) -> None:
         state = load_checkpoint(self.training, checkpoint)

@@ -2,6 +2,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vitgan.data import TensorDataset
 from vitgan.distributed import Ranks
 from vitgan.errors import CheckpointError, TrainingError
 from vitgan.loggers import read_metrics
-from vitgan.runs import new_run_directory, only_process_in
+from vitgan.runs import new_run_directory, newest_run, only_process_in
 from vitgan.trainer import Ending
 
 
@@ -216,6 +217,11 @@ def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").read_bytes() == settings
     assert job.train()
     assert (tmp_path / "config.json").read_bytes() != settings
+
+
+def test_a_run_that_breaks_before_its_first_step_can_be_resumed(tmp_path: Path) -> None:
+    trainer(tmp_path)  # and the process is killed
+    assert newest_run(replace(nano(), out=tmp_path)) == tmp_path
 
 
 def test_training_works_in_another_thread(tmp_path: Path) -> None:
