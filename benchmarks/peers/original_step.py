@@ -2,6 +2,7 @@
 
 The same networks with the same weights, the same losses and the same images, computed by another recipe:
 - the discriminator runs seven times a step: two for the loss, two for each side of bCR, one for the generator;
+- its last block computes every token, of which the class token alone is read;
 - L2 attention by `torch.cdist`;
 - the SIREN's weights are modulated for each token and applied by a grouped convolution;
 - each layer runs its own power iteration in every forward pass of training;
@@ -113,7 +114,7 @@ class OriginalStep:
 
     def d_loss(self, real: Tensor, fake: Tensor, seen_real: Tensor, seen_fake: Tensor) -> Tensor:
         """Six passes of the discriminator."""
-        d, loss = self.discriminator, self.config.loss
+        d, loss = self._logits, self.config.loss
         total = F.softplus(-d(seen_real)).mean() + F.softplus(d(seen_fake)).mean()
         total = total + loss.bcr_real * (d(real) - d(seen_real)).square().mean()
         return total + loss.bcr_fake * (d(fake) - d(seen_fake)).square().mean()
@@ -132,7 +133,7 @@ class OriginalStep:
             images = self.generator(draws["z"])
             fake, seen = images.detach(), self.augment(images, draws["fake"])
             d_loss = self.d_loss(real, fake, self.augment(real, draws["real"]), seen.detach())
-            return fake, d_loss, F.softplus(-self.discriminator(seen)).mean()
+            return fake, d_loss, F.softplus(-self._logits(seen)).mean()
 
     def double(self) -> Self:
         """Computes in float64 from now on."""
@@ -154,11 +155,15 @@ class OriginalStep:
     def generator_step(self, real: Tensor) -> Tensor:
         """Its loss."""
         with self.autocast():
-            loss = F.softplus(-self.discriminator(self._augmented(self.generator(self._latents(real))))).mean()
+            loss = F.softplus(-self._logits(self._augmented(self.generator(self._latents(real))))).mean()
         self.g_optimiser.zero_grad()
         loss.backward()
         self.g_optimiser.step()
         return loss.detach()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        d = self.discriminator
+        return d.head(d.norm(d.encode(images)[:, 0]))
 
     def _latents(self, real: Tensor) -> Tensor:
         return torch.randn(len(real), self.generator.latent_dim, generator=self.random, device=real.device)

@@ -82,20 +82,23 @@ class Discriminator(nn.Module):
 
         images (B, channels, image_size, image_size), labels int64 (B,) if conditional -> (B,).
         """
-        return self.head(self.norm(self.encode(images)[:, 0]), labels)
+        return self.head(self.norm(self.encode(images, 1)[:, 0]), labels)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """The last block's tokens, the class token first: (B, 1 + tokens, dim)."""
+    def encode(self, images: Tensor, tokens: int | None = None) -> Tensor:
+        """The last block's tokens, the class token first: (B, 1 + patches, dim).
+
+        With `tokens`, only the first so many: the last block computes no others, of which no logit depends.
+        """
         check_images(images, self.image_shape)
         patches = self.patches(images) + self.positions()
         h = torch.cat([self.class_token.expand(len(images), 1, -1), patches], dim=1)
-        for block in self.blocks:
-            h = block(h)
-        return h
+        for number, block in enumerate(self.blocks, start=1):
+            h = block(h, tokens if number == len(self.blocks) else None)
+        return h[:, :tokens]
 
 
 class DiscriminatorBlock(nn.Module):
-    """h' = L2-MSA(LN(h)) + h, then h = MLP(LN(h')) + h'. (B, L, dim) -> (B, L, dim)."""
+    """h' = L2-MSA(LN(h)) + h, then h = MLP(LN(h')) + h'. (B, L, dim) -> (B, L, dim), or its first `tokens` tokens."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -104,6 +107,7 @@ class DiscriminatorBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.dim)
         self.mlp = MLP(config.dim, int(config.dim * config.mlp_ratio))
 
-    def forward(self, h: Tensor) -> Tensor:
-        h = h + self.attention(self.attention_norm(h))
+    def forward(self, h: Tensor, tokens: int | None = None) -> Tensor:
+        fewer = {} if tokens is None else {"queries": tokens}
+        h = h[:, :tokens] + self.attention(self.attention_norm(h), **fewer)
         return h + self.mlp(self.mlp_norm(h))
