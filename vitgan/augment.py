@@ -80,22 +80,22 @@ def color(images: Tensor, draws: Tensor) -> Tensor:
 
 def scale(images: Tensor, draws: Tensor) -> Tensor:
     """Zoom about the centre by a factor from 0.8 to 1.25, evenly spread in its logarithm; outside is 0."""
-    factor = 0.8 ** (2 * draws.to(images.dtype) - 1)
-    theta = torch.eye(2, 3, dtype=images.dtype, device=images.device) / factor.unsqueeze(-1)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    smaller = 0.8 ** (1 - 2 * draws.to(images.dtype))
+    # Not affine_grid: it is a matrix product, which autocast and TF32 would round to fractions of a pixel.
+    rows, columns = (_centres(size, images) * smaller for size in images.shape[2:])
+    places = torch.broadcast_tensors(columns.unsqueeze(1), rows.unsqueeze(2))
+    return F.grid_sample(images, torch.stack(places, dim=-1), padding_mode="zeros", align_corners=False)
 
 
 def translate(images: Tensor, draws: Tensor) -> Tensor:
     """Shift by whole pixels, by up to an eighth of the side in each direction; what comes in is 0."""
     height, width = images.shape[2:]
-    rows = torch.arange(height, device=images.device) + _shift(draws[:, 0], height // 8)
-    columns = torch.arange(width, device=images.device) + _shift(draws[:, 1], width // 8)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return moved * inside.unsqueeze(1)
+    down, right = height // 8, width // 8
+    rows = torch.arange(down, down + height, device=images.device) + _shift(draws[:, 0], down)
+    columns = torch.arange(right, right + width, device=images.device) + _shift(draws[:, 1], right)
+    padded = F.pad(images, [right, right, down, down])
+    places = (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).flatten(1).unsqueeze(1)
+    return padded.flatten(2).gather(2, places.expand(-1, images.shape[1], -1)).unflatten(2, (height, width))
 
 
 def cutout(images: Tensor, draws: Tensor) -> Tensor:
@@ -119,3 +119,8 @@ DRAWS: dict[Operation, int] = {color: 3, scale: 1, translate: 2, cutout: 2}
 def _shift(draws: Tensor, most: int) -> Tensor:
     """Whole pixels from -most to most, (B, 1)."""
     return (draws * (2 * most + 1)).floor().long().clamp(max=2 * most).unsqueeze(1) - most
+
+
+def _centres(size: int, like: Tensor) -> Tensor:
+    """Of pixels, along a side from -1 to 1: (size,)."""
+    return (torch.arange(size, dtype=like.dtype, device=like.device) * 2 + 1) / size - 1

@@ -95,10 +95,13 @@ class OverlappingPatches(nn.Module):
         self.weight_scale = 1 / math.sqrt(channels * (2 * patch_size) ** 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        stride, kernel = self.patch_size, 2 * self.patch_size
-        padded = F.pad(images, [stride // 2] * 4)
-        windows = padded.unfold(2, kernel, stride).unfold(3, kernel, stride)
-        pixels = rearrange(windows, "b c rows columns h w -> b (rows columns) (c h w)")
+        side = self.patch_size
+        padded = F.pad(images, [side // 2] * 4)
+        cells = rearrange(padded, "b c (rows h) (columns w) -> b rows columns c h w", h=side, w=side)
+        # a patch is 2 x 2 cells; the derivative of such a concatenation is quicker than that of unfold
+        pairs = torch.cat([cells[:, :, :-1], cells[:, :, 1:]], dim=5)
+        patches = torch.cat([pairs[:, :-1], pairs[:, 1:]], dim=4)
+        pixels = rearrange(patches, "b rows columns c h w -> b (rows columns) (c h w)")
         return F.linear(pixels, (self.weight * self.weight_scale).flatten(1), self.bias)
 
 
