@@ -16,6 +16,8 @@ def cases() -> list[Case]:
     return [
         *(_case(order, tokens, quick=True) for order, tokens in product(ORDERS, (65, 257))),
         *(_case(order, tokens, tied=False) for order, tokens in [*product(ORDERS, (65,)), (1, 257)]),
+        # a class token alone, whose number of queries is a constant to the compiler
+        *(_case(order, tokens, queries=1) for order, tokens in product(ORDERS, (65, 257))),
         *(_case(order, tokens, euclidean=True) for order, tokens in product(ORDERS, (65, 257))),
         _case(1, 128, euclidean=True),
         _case(2, 257, width=256, euclidean=True),
@@ -41,19 +43,26 @@ def _case(
     width: int = 64,
     tied: bool = True,
     euclidean: bool = False,
+    queries: int | None = None,
     quick: bool = False,
 ) -> Case:
-    form = "" if tied else " untied"
+    tied = tied and queries is None
+    form = f" queries={queries}" if queries else "" if tied else " untied"
     name = f"order {order} N={tokens} d={width} {precision}{form}{' euclidean' if euclidean else ''}"
-    return Case(name, _run(order, tokens, precision, width, tied, euclidean), precision != "fp32", quick)
+    return Case(
+        name, _run(order, tokens, queries or tokens, precision, width, tied, euclidean), precision != "fp32", quick
+    )
 
 
-def _run(order: int, tokens: int, precision: str, width: int, tied: bool, euclidean: bool) -> Callable[[], object]:
+def _run(
+    order: int, tokens: int, queries: int, precision: str, width: int, tied: bool, euclidean: bool
+) -> Callable[[], object]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
     def launched() -> object:
-        q, k, v, grad, out, a, b, c = (torch.empty(2, 6, tokens, width, dtype=dtype, device="meta") for _ in range(8))
-        lse = torch.empty(2, 2, 6, tokens, device="meta")
+        k, v, b, c = (torch.empty(2, 6, tokens, width, dtype=dtype, device="meta") for _ in range(4))
+        q, grad, out, a = (torch.empty(2, 6, queries, width, dtype=dtype, device="meta") for _ in range(4))
+        lse = torch.empty(2, 2, 6, queries, device="meta")
         keys, keys_cotangent = (None, None) if tied else (k, b)
         if order == 0:
             return launch.forward(q, keys, v, 0.125, euclidean)

@@ -102,6 +102,15 @@ def test_shape_and_dtype_are_kept(shape: tuple[int, ...], dtype: torch.dtype) ->
     assert augmented.isfinite().all()
 
 
+@pytest.mark.parametrize("operation", [*OPERATIONS, DiffAugment(AugmentConfig())])
+def test_autocast_changes_nothing(operation: Operation) -> None:
+    """A grid of coordinates in bfloat16 would be off by fractions of a pixel."""
+    images = torch.randn(4, 3, 32, 32)
+    expected = apply(operation, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(apply(operation, images), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_gradients_in_float64(operation: Operation, channels: int) -> None:

@@ -100,6 +100,21 @@ def test_the_discriminator_is_that_of_the_paper(changes: dict[str, Any], trainin
     torch.testing.assert_close(logits, Paper(discriminator).logits(images))
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_fewer_tokens_are_the_first_of_all_and_the_last_block_computes_no_others(depth: int) -> None:
+    discriminator = moved(small(depth=depth).double()).eval()
+    images = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    every = discriminator.encode(images)
+    assert every.shape == (2, 1 + 9, 8)
+    lengths: list[int] = []
+    for block in discriminator.blocks:
+        block.mlp.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    for tokens in (1, 4):
+        torch.testing.assert_close(discriminator.encode(images, tokens), every[:, :tokens])
+    discriminator(images)
+    assert lengths == [length for tokens in (1, 4, 1) for length in [*[10] * (depth - 1), tokens][:depth]]
+
+
 def test_r1_and_its_gradient_in_every_weight() -> None:
     """The double backward through tied attention, layer norms and spectral normalisation."""
     discriminator = moved(small().double()).eval()

@@ -36,6 +36,20 @@ def test_shapes_that_models_have(size: tuple[int, ...], dtype: torch.dtype) -> N
         assert error <= 2 * allowed + size_of_one_rounding
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]], ids=str)
+def test_a_class_token_that_asks_alone(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    k, v = leaves(size, dtype)
+    results = []
+    for out in (l2_attention(k[..., :1, :], k, v, backend="triton"), l2_attention(k, None, v, backend="triton")):
+        asked = out[..., :1, :].float()
+        first = torch.autograd.grad(asked.square().sum(), (k, v), create_graph=True)
+        results.append([asked, *first, *torch.autograd.grad(first[0].float().square().sum(), (k, v))])
+    for alone, among in zip(*results, strict=True):
+        error, size_of_it = (x.double().square().mean().sqrt() for x in (alone - among, among))
+        assert error <= 32 * torch.finfo(dtype).eps * size_of_it
+
+
 def test_fused_is_what_runs() -> None:
     q, v = leaves(SIZES[0], torch.bfloat16)
     assert explain("l2_attention", q, None, v).startswith("l2_attention: triton runs")

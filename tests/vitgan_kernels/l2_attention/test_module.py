@@ -36,6 +36,27 @@ def test_every_head_attends_in_its_own_features(heads: int, scale: float | None,
     torch.testing.assert_close(module(x), expected)
 
 
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("queries", [1, 3, 7])
+def test_fewer_queries_are_the_first_of_all(queries: int, tied: bool, metric: Any) -> None:
+    """So are the gradients of what is computed of them, and those of a gradient penalty."""
+    module = L2SelfAttention(12, 3, tied=tied, metric=metric).double()
+    x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
+    variables = [x, *module.parameters()]
+    results = []
+    for out in (module(x, queries=queries), module(x)[:, :queries]):
+        first = torch.autograd.grad(out.square().sum(), variables, create_graph=True)
+        results.append([out, *first, *torch.autograd.grad(first[0].square().sum(), variables)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("queries", [0, -1, 6])
+def test_a_number_of_queries_that_there_is_not(queries: int) -> None:
+    with pytest.raises(ValueError, match=f"L2SelfAttention: queries must be 1 to 5, the tokens given, got {queries}"):
+        L2SelfAttention(8, 2)(torch.ones(2, 5, 8), queries=queries)
+
+
 def test_queries_and_keys_share_one_projection() -> None:
     tied, untied = L2SelfAttention(8, 2), L2SelfAttention(8, 2, tied=False)
     assert tied.to_k is None

@@ -26,7 +26,8 @@ class Critic(nn.Module):
         self.head = nn.Linear(8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.attention(x) + x)).mean(1)
+        h = torch.tanh(self.attention(x) + x)
+        return self.head(h[:, :2] + self.attention(h, queries=2)).mean(1)
 
 
 def critics() -> tuple[Critic, Critic]:
