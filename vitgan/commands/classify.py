@@ -74,10 +74,16 @@ class Train:
     """CPU threads that PyTorch computes with; None leaves the choice to PyTorch."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size) < 1 or not 0 < self.lr < math.inf:
-            raise ValueError("steps and batch-size must be at least 1 and lr positive")
-        if not (0 < self.test_share < 1 and 0 <= self.warm_up < 1):
-            raise ValueError("test-share must be between 0 and 1, warm-up at least 0 and below 1")
+        limits = (
+            ("steps", self.steps, self.steps >= 1, "at least 1"),
+            ("batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("lr", self.lr, 0 < self.lr < math.inf, "a positive number"),
+            ("test-share", self.test_share, 0 < self.test_share < 1, "between 0 and 1"),
+            ("warm-up", self.warm_up, 0 <= self.warm_up < 1, "at least 0 and below 1"),
+        )
+        for name, value, fits, limit in limits:
+            if not fits:
+                raise ValueError(f"--{name} must be {limit}, got {value}")
         check_seed(self.seed)
 
 

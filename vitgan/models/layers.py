@@ -58,7 +58,8 @@ class ClassLogits(EqualLinear):
     With classes this is the conditional discriminator of Mescheder et al. (2018); the layer's rows are a common
     direction and the class embeddings of a projection discriminator (Miyato and Koyama, 2018) in one.
 
-    Shape: x (B, in_features), labels int64 (B,) or None -> (B,). No activation: the logit is unbounded.
+    Shape: x (B, in_features), labels int64 (B,) or None -> (B,). No activation: the logit is unbounded. Autocast leaves
+    this layer in the dtype of its weights: losses are differences of logits.
     """
 
     def __init__(self, in_features: int, classes: int = 0) -> None:
@@ -67,7 +68,8 @@ class ClassLogits(EqualLinear):
 
     def all(self, x: Tensor) -> Tensor:
         """The logits of every class: (B, classes)."""
-        return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         logits = self.all(x)
@@ -128,7 +130,9 @@ class FourierPositions(nn.Module):
         self.linear.weight_scale = frequency
 
     def forward(self) -> Tensor:
-        return torch.sin(self.linear(self.positions))
+        # Not a matrix product, which autocast would round: a phase of several radians has no digits to spare.
+        weight = self.linear.weight * self.linear.weight_scale
+        return torch.sin((self.positions.unsqueeze(1) * weight).sum(dim=2) + self.linear.bias)
 
 
 class MLP(nn.Sequential):

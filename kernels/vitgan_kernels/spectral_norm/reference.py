@@ -30,8 +30,12 @@ def spectral_norm(
                 for _ in range(n_iterations):
                     v_l.copy_(normalize(matrix.t() @ u_l, dim=0, eps=eps))
                     u_l.copy_(normalize(matrix @ v_l, dim=0, eps=eps))
-    # Copies, because the next call moves u and v while this call's graph may still wait for its backward.
-    sigmas = [torch.dot(u_l.clone(), matrix @ v_l.clone()) for matrix, u_l, v_l in zip(matrices, u, v, strict=True)]
+    # Copies, because the next call moves u and v while this call's graph may still wait for its backward. All in one
+    # tensor, because a compiler leaves out the copy of one.
+    copies = torch.cat([*u, *v]).split([x.shape[0] for x in (*u, *v)])
+    sigmas = [
+        torch.dot(u_l, matrix @ v_l) for matrix, u_l, v_l in zip(matrices, copies, copies[len(u) :], strict=False)
+    ]
     goals: Sequence[Tensor | float] = [1.0] * len(sigmas) if sigma_init is None else sigma_init.unbind()
     scaled = [
         (weight * (goal / sigma)).to(weight.dtype if dtype is None else dtype)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -130,13 +131,18 @@ def test_r1_by_finite_differences(x: Tensor) -> None:
     torch.testing.assert_close((actual * direction).sum(), numeric.detach(), rtol=1e-6, atol=1e-8)
 
 
-def test_two_forwards_before_one_backward(x: Tensor) -> None:
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own, when inductor is imported
+@pytest.mark.parametrize("operators", ["auto", "reference"])
+@pytest.mark.parametrize("compiler", [None, "aot_eager", "inductor"])
+def test_two_forwards_before_one_backward(x: Tensor, compiler: str | None, operators: Any) -> None:
     """The second forward moves u and v in place while the graph of the first still waits."""
     critic = Critic()
     normalised(critic)
-    first = critic(x)
-    expected = gradients(logits_by_hand(critic, x).exp().sum(), critic)
-    second = critic(-x)
+    forward = torch.compile(lambda x: critic(x), backend=compiler, fullgraph=True) if compiler else critic
+    with use_backend(operators):
+        first = forward(x)
+        expected = gradients(logits_by_hand(critic, x).exp().sum(), critic)
+        second = forward(-x)
     expected_second = gradients(logits_by_hand(critic, -x).exp().sum(), critic)
     actual = gradients(first.exp().sum() + second.exp().sum(), critic)
     torch.testing.assert_close(actual, {name: expected[name] + expected_second[name] for name in expected})
