@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
     def encode(self, images: Tensor, tokens: int | None = None) -> Tensor:
         """The last block's tokens, the class token first: (B, 1 + patches, dim).
 
-        With `tokens`, only the first so many: the last block computes no others, of which no logit depends.
+        With `tokens`, only the first so many: the last block computes no others, as no logit depends on them.
         """
         check_images(images, self.image_shape)
         patches = self.patches(images) + self.positions()
@@ -108,6 +108,5 @@ class DiscriminatorBlock(nn.Module):
         self.mlp = MLP(config.dim, int(config.dim * config.mlp_ratio))
 
     def forward(self, h: Tensor, tokens: int | None = None) -> Tensor:
-        fewer = {} if tokens is None else {"queries": tokens}
-        h = h[:, :tokens] + self.attention(self.attention_norm(h), **fewer)
+        h = h[:, :tokens] + self.attention(self.attention_norm(h), queries=tokens)
         return h + self.mlp(self.mlp_norm(h))

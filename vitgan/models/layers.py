@@ -84,7 +84,8 @@ class OverlappingPatches(nn.Module):
     """Patches that overlap their neighbours by half, each through one linear layer with an equalised learning rate.
 
     This is a convolution of kernel 2 P, stride P and padding P / 2 (ViTGAN section 3.2), written as a matrix product.
-    Measured on one CPU, its derivatives are faster than the convolution's for P = 8, and about equal for P = 4.
+    Measured on one CPU thread for P = 4 and 8, with its derivatives it takes about half the convolution's time where
+    the images need a gradient, and 0.8 of it where they need none.
 
     Shape: (B, channels, S, S) -> (B, (S / P)^2, dim), rows of patches one after the other.
     """
@@ -100,7 +101,7 @@ class OverlappingPatches(nn.Module):
         side = self.patch_size
         padded = F.pad(images, [side // 2] * 4)
         cells = rearrange(padded, "b c (rows h) (columns w) -> b rows columns c h w", h=side, w=side)
-        # a patch is 2 x 2 cells; the derivative of such a concatenation is quicker than that of unfold
+        # A patch is 2 x 2 cells. The derivative of concatenations is quicker than that of unfold.
         pairs = torch.cat([cells[:, :, :-1], cells[:, :, 1:]], dim=5)
         patches = torch.cat([pairs[:, :-1], pairs[:, 1:]], dim=4)
         pixels = rearrange(patches, "b rows columns c h w -> b (rows columns) (c h w)")
