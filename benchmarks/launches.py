@@ -20,9 +20,9 @@ def main() -> int:
     torch.manual_seed(0)
     wrong = []
     for dtype in (torch.float32, torch.bfloat16):
-        for tokens, tied in ((17, True), (150, False)):
-            if not all_finite(attention(tokens, tied, dtype, device)):
-                wrong += [f"l2_attention, {tokens} tokens, tied: {tied}, {dtype}: not finite"]
+        for queries, tokens, tied in ((17, 17, True), (1, 17, False), (150, 150, False), (1, 150, False)):
+            if not all_finite(attention(queries, tokens, tied, dtype, device)):
+                wrong += [f"l2_attention, {queries} queries of {tokens} tokens, tied: {tied}, {dtype}: not finite"]
         for widths, demodulate in (([20, 24], True), ([20, 40, 3], False), ([20, 40, 33, 3], True)):
             if not all_finite(siren(widths, demodulate, dtype, device)):
                 wrong += [f"modulated_siren, {widths}, demodulate: {demodulate}, {dtype}: not finite"]
@@ -33,9 +33,12 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def attention(tokens: int, tied: bool, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def attention(queries: int, tokens: int, tied: bool, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """The value, and gradients of order 1 and 2."""
-    q, k, v = (torch.randn(1, 2, tokens, 32, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    q, k, v = (
+        torch.randn(1, 2, count, 32, dtype=dtype, device=device, requires_grad=True)
+        for count in (queries, tokens, tokens)
+    )
     leaves = [q, v] if tied else [q, k, v]
     out = l2_attention(q, None if tied else k, v, backend="triton")
     first = torch.autograd.grad(out.float().square().mean(), leaves, create_graph=True)

@@ -80,11 +80,12 @@ def color(images: Tensor, draws: Tensor) -> Tensor:
 
 def scale(images: Tensor, draws: Tensor) -> Tensor:
     """Zoom about the centre by a factor from 0.8 to 1.25, evenly spread in its logarithm; outside is 0."""
-    smaller = 0.8 ** (1 - 2 * draws.to(images.dtype))
-    # Not affine_grid: it is a matrix product, which autocast and TF32 would round to fractions of a pixel.
-    rows, columns = (_centres(size, images) * smaller for size in images.shape[2:])
-    places = torch.broadcast_tensors(columns.unsqueeze(1), rows.unsqueeze(2))
-    return F.grid_sample(images, torch.stack(places, dim=-1), padding_mode="zeros", align_corners=False)
+    precise = images.to(torch.promote_types(images.dtype, torch.float32))
+    inverse_zoom = 0.8 ** (1 - 2 * draws.to(precise.dtype))
+    # Not affine_grid, a matrix product: rounded by autocast or TF32, it would be off by fractions of a pixel.
+    rows, columns = (_centres(size, precise) * inverse_zoom for size in images.shape[2:])
+    places = torch.stack(torch.broadcast_tensors(columns.unsqueeze(1), rows.unsqueeze(2)), dim=-1)
+    return F.grid_sample(precise, places, padding_mode="zeros", align_corners=False).to(images.dtype)
 
 
 def translate(images: Tensor, draws: Tensor) -> Tensor:
@@ -122,5 +123,5 @@ def _shift(draws: Tensor, most: int) -> Tensor:
 
 
 def _centres(size: int, like: Tensor) -> Tensor:
-    """Of pixels, along a side from -1 to 1: (size,)."""
+    """Of the pixels of a side that goes from -1 to 1: (size,)."""
     return (torch.arange(size, dtype=like.dtype, device=like.device) * 2 + 1) / size - 1

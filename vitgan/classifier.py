@@ -43,7 +43,7 @@ class Classifier(Discriminator):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits of every class: (B, C, S, S) -> (B, classes). Labels are not looked at."""
-        return self.head.all(self.norm(self.encode(images, 1)[:, 0]))
+        return self.head.all(self.norm(self.encode(images, tokens=1)[:, 0]))
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:

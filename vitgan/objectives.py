@@ -126,12 +126,12 @@ class Objectives:
         real_logits = None
         with self.autocast():
             images = self.generator(draws["z"], labels).float()
+        if loss.kind == "relativistic":
+            seen_real = self.augment(real, draws["real"])
+            with self.autocast(), torch.no_grad():
+                real_logits = self.discriminator(seen_real, labels).float()
         seen = self.augment(images, draws["fake"])
-        seen_real = self.augment(real, draws["real"]) if loss.kind == "relativistic" else None
         with self.autocast():
-            if seen_real is not None:
-                with torch.no_grad():
-                    real_logits = self.discriminator(seen_real, labels).float()
             logits = self.discriminator(seen, labels).float()
         total = generator_loss(logits, real_logits, loss.kind)
         scalars = {"g_loss": total}

@@ -130,7 +130,7 @@ class OriginalStep:
     def losses(self, real: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Generated images, the discriminator's loss on them and the generator's, from given random numbers."""
         with self.autocast():
-            images = self.generator(draws["z"])
+            images = self._images(draws["z"])
             fake, seen = images.detach(), self.augment(images, draws["fake"])
             d_loss = self.d_loss(real, fake, self.augment(real, draws["real"]), seen.detach())
             return fake, d_loss, F.softplus(-self._logits(seen)).mean()
@@ -145,7 +145,7 @@ class OriginalStep:
     def discriminator_step(self, real: Tensor) -> Tensor:
         """Its loss."""
         with self.autocast():
-            fake = self.generator(self._latents(real)).detach()
+            fake = self._images(self._latents(real)).detach()
             loss = self.d_loss(real, fake, self._augmented(real), self._augmented(fake))
         self.d_optimiser.zero_grad()
         loss.backward()
@@ -155,11 +155,16 @@ class OriginalStep:
     def generator_step(self, real: Tensor) -> Tensor:
         """Its loss."""
         with self.autocast():
-            loss = F.softplus(-self._logits(self._augmented(self.generator(self._latents(real))))).mean()
+            loss = F.softplus(-self._logits(self._augmented(self._images(self._latents(real))))).mean()
         self.g_optimiser.zero_grad()
         loss.backward()
         self.g_optimiser.step()
         return loss.detach()
+
+    def _images(self, z: Tensor) -> Tensor:
+        """In the dtype of the weights, under autocast too."""
+        dtype: torch.dtype = next(self.generator.parameters()).dtype
+        return self.generator(z).to(dtype)
 
     def _logits(self, images: Tensor) -> Tensor:
         d = self.discriminator

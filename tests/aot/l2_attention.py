@@ -12,12 +12,12 @@ ORDERS = (0, 1, 2)
 
 
 def cases() -> list[Case]:
-    """Orders, lengths (short path and tiled), widths, dtypes, tied or not, both distances."""
+    """Orders, lengths (short path and tiled), widths, dtypes, tied or not, one query or all, both distances."""
     return [
         *(_case(order, tokens, quick=True) for order, tokens in product(ORDERS, (65, 257))),
         *(_case(order, tokens, tied=False) for order, tokens in [*product(ORDERS, (65,)), (1, 257)]),
         # a class token alone, whose number of queries is a constant to the compiler
-        *(_case(order, tokens, queries=1) for order, tokens in product(ORDERS, (65, 257))),
+        *(_case(order, tokens, queries=1, tied=False) for order, tokens in product(ORDERS, (65, 257))),
         *(_case(order, tokens, euclidean=True) for order, tokens in product(ORDERS, (65, 257))),
         _case(1, 128, euclidean=True),
         _case(2, 257, width=256, euclidean=True),
@@ -46,8 +46,7 @@ def _case(
     queries: int | None = None,
     quick: bool = False,
 ) -> Case:
-    tied = tied and queries is None
-    form = f" queries={queries}" if queries else "" if tied else " untied"
+    form = ("" if tied else " untied") + (f" queries={queries}" if queries else "")
     name = f"order {order} N={tokens} d={width} {precision}{form}{' euclidean' if euclidean else ''}"
     return Case(
         name, _run(order, tokens, queries or tokens, precision, width, tied, euclidean), precision != "fp32", quick

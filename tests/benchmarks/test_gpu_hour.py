@@ -137,6 +137,6 @@ def test_the_summary_and_the_exit_status(
 def test_the_launches_are_finite() -> None:
     pytest.importorskip("triton")
     device = launches.pick_device()
-    assert launches.all_finite(launches.attention(17, True, torch.bfloat16, device))
+    assert launches.all_finite(launches.attention(17, 17, True, torch.bfloat16, device))
     assert launches.all_finite(launches.siren([20, 40, 33, 3], True, torch.bfloat16, device))
     assert not launches.all_finite([torch.tensor([1.0, float("nan")])])

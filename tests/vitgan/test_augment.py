@@ -104,7 +104,7 @@ def test_shape_and_dtype_are_kept(shape: tuple[int, ...], dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, DiffAugment(AugmentConfig())])
 def test_autocast_changes_nothing(operation: Operation) -> None:
-    """A grid of coordinates in bfloat16 would be off by fractions of a pixel."""
+    """A matrix product in bfloat16, of coordinates or of pixels, would be off by fractions of a pixel or of a level."""
     images = torch.randn(4, 3, 32, 32)
     expected = apply(operation, images)
     with torch.autocast("cpu", torch.bfloat16):

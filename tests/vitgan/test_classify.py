@@ -120,6 +120,24 @@ def test_the_encoder_s_weights_are_the_discriminator_s(here: Path) -> None:
     torch.testing.assert_close(classifier.eval().encode(images), expected)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--steps", "0", "--steps must be at least 1, got 0"),
+        ("--batch-size", "-1", "--batch-size must be at least 1, got -1"),
+        ("--lr", "0", "--lr must be positive and finite, got 0.0"),
+        ("--lr", "inf", "--lr must be positive and finite, got inf"),
+        ("--lr", "nan", "--lr must be positive and finite, got nan"),
+        ("--test-share", "1", "--test-share must be between 0 and 1, got 1.0"),
+        ("--warm-up", "1", "--warm-up must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_settings_out_of_range(flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["classify", "train", "data", flag, value])
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 def test_images_held_out_are_a_share_of_each_class_and_not_trained_on() -> None:
     dataset = Shapes(8, size=240)
     train, test = split(dataset, 0.2, seed=0)

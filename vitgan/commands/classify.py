@@ -77,7 +77,7 @@ class Train:
         limits = (
             ("steps", self.steps, self.steps >= 1, "at least 1"),
             ("batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr, 0 < self.lr < math.inf, "a positive number"),
+            ("lr", self.lr, 0 < self.lr < math.inf, "positive and finite"),
             ("test-share", self.test_share, 0 < self.test_share < 1, "between 0 and 1"),
             ("warm-up", self.warm_up, 0 <= self.warm_up < 1, "at least 0 and below 1"),
         )

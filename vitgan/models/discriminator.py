@@ -82,14 +82,19 @@ class Discriminator(nn.Module):
 
         images (B, channels, image_size, image_size), labels int64 (B,) if conditional -> (B,).
         """
-        return self.head(self.norm(self.encode(images, 1)[:, 0]), labels)
+        return self.head(self.norm(self.encode(images, tokens=1)[:, 0]), labels)
 
     def encode(self, images: Tensor, tokens: int | None = None) -> Tensor:
         """The last block's tokens, the class token first: (B, 1 + patches, dim).
 
-        With `tokens`, only the first so many: the last block computes no others, as no logit depends on them.
+        With `tokens`, the first so many alone: the last block computes no others. A logit depends on one.
+
+        Raises:
+            ValueError: images of another size, or tokens that there are not.
         """
         check_images(images, self.image_shape)
+        if tokens is not None and not 1 <= tokens <= 1 + len(self.positions.positions):
+            raise ValueError(f"tokens must be from 1 to {1 + len(self.positions.positions)}, got {tokens}")
         patches = self.patches(images) + self.positions()
         h = torch.cat([self.class_token.expand(len(images), 1, -1), patches], dim=1)
         for number, block in enumerate(self.blocks, start=1):

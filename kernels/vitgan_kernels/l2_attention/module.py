@@ -22,7 +22,7 @@ class L2SelfAttention(nn.Module):
         linear: makes a projection from (in, out); spectral normalisation and the like are left to the caller.
         backend: see `use_backend`.
 
-    Shape: (..., N, dim) -> (..., N, dim), or (..., queries, dim) where only the first tokens ask. Derivatives: those of
+    Shape: (..., N, dim) -> (..., N, dim), or (..., queries, dim) of the first tokens alone. Derivatives: those of
     `l2_attention`.
     """
 
@@ -58,24 +58,24 @@ class L2SelfAttention(nn.Module):
             self.to_q.register_parameter("bias", None)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """The attention of every token to every token, or that of the first `queries` tokens alone: of the same values,
-        for less work where the others are read no more, as in the last block before a class token's head.
+        """The attention of all tokens to all tokens, or of the first `queries` alone to all tokens: the same values for
+        less work, where the others are not needed, as in the last block before a class token's head.
 
         Raises:
-            ValueError: the tokens are no (..., N, dim), or queries is no number from 1 to N.
+            ValueError: x is not (..., N, dim), or queries is not a whole number from 1 to N.
         """
         if x.ndim < 2 or x.shape[-1] != self.dim:
             raise ValueError(f"L2SelfAttention: tokens must be (..., N, {self.dim}), got {tuple(x.shape)}")
-        if queries is not None and not 1 <= queries <= x.shape[-2]:
-            raise ValueError(f"L2SelfAttention: queries must be 1 to {x.shape[-2]}, the tokens given, got {queries}")
-        asking = x if queries is None else x[..., :queries, :]
-        if self.to_k is not None:
-            q, k = self._split(self.to_q(asking)), self._split(self.to_k(x))
-        elif queries is None:
-            q, k = self._split(self.to_q(x)), None
-        else:
+        tokens = x.shape[-2]
+        if queries is not None and (type(queries) is not int or not 1 <= queries <= tokens):
+            raise ValueError(
+                f"L2SelfAttention: queries must be a whole number from 1 to {tokens} (the tokens), got {queries!r}"
+            )
+        if self.to_k is None:
             k = self._split(self.to_q(x))
-            q = k[..., :queries, :]
+            q = k if queries in (None, tokens) else k[..., :queries, :]  # where q is k, the tied kernels run
+        else:
+            q, k = self._split(self.to_q(x[..., :queries, :])), self._split(self.to_k(x))
         v = self._split(self.to_v(x))
         out = l2_attention(q, k, v, scale=self.scale, metric=self.metric, backend=self.backend)
         return self.to_out(rearrange(out, "... heads tokens d -> ... tokens (heads d)"))

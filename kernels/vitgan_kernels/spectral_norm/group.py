@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from vitgan_kernels.backends import check_backend
 from vitgan_kernels.checks import without_autocast
 from vitgan_kernels.spectral_norm.op import check_settings, spectral_norm
+from vitgan_kernels.spectral_norm.reference import copies
 
 
 class SpectralNormGroup:
@@ -170,7 +171,8 @@ class _Scale(nn.Module):
 
     def sigma(self, weight: Tensor) -> Tensor:
         with without_autocast(weight):
-            return torch.dot(self._u.clone(), weight.flatten(1) @ self._v.clone())
+            (u,), (v,) = copies([self._u], [self._v])
+            return torch.dot(u, weight.flatten(1) @ v)
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.scaled is not None and _serves(self.scaled, weight):

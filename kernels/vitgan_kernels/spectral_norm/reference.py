@@ -30,15 +30,19 @@ def spectral_norm(
                 for _ in range(n_iterations):
                     v_l.copy_(normalize(matrix.t() @ u_l, dim=0, eps=eps))
                     u_l.copy_(normalize(matrix @ v_l, dim=0, eps=eps))
-    # Copies, because the next call moves u and v while this call's graph may still wait for its backward. All in one
-    # tensor, because a compiler leaves out the copy of one.
-    copies = torch.cat([*u, *v]).split([x.shape[0] for x in (*u, *v)])
-    sigmas = [
-        torch.dot(u_l, matrix @ v_l) for matrix, u_l, v_l in zip(matrices, copies, copies[len(u) :], strict=False)
-    ]
+    sigmas = [torch.dot(u_l, matrix @ v_l) for matrix, u_l, v_l in zip(matrices, *copies(u, v), strict=True)]
     goals: Sequence[Tensor | float] = [1.0] * len(sigmas) if sigma_init is None else sigma_init.unbind()
     scaled = [
         (weight * (goal / sigma)).to(weight.dtype if dtype is None else dtype)
         for weight, goal, sigma in zip(weights, goals, sigmas, strict=True)
     ]
     return scaled, torch.stack(sigmas)
+
+
+def copies(u: Sequence[Tensor], v: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """u and v for a graph to keep until its backward pass, while the next call moves the ones given.
+
+    torch.compile drops a clone as if it did nothing, and would keep the vector itself. A concatenation it has to write.
+    """
+    vectors = torch.cat([*u, *v]).split([x.shape[0] for x in (*u, *v)])
+    return vectors[: len(u)], vectors[len(u) :]

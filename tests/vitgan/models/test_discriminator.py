@@ -108,11 +108,21 @@ def test_fewer_tokens_are_the_first_of_all_and_the_last_block_computes_no_others
     assert every.shape == (2, 1 + 9, 8)
     lengths: list[int] = []
     for block in discriminator.blocks:
-        block.mlp.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+        for layer in (block.attention.to_out, block.mlp):
+            layer.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     for tokens in (1, 4):
         torch.testing.assert_close(discriminator.encode(images, tokens), every[:, :tokens])
     discriminator(images)
-    assert lengths == [length for tokens in (1, 4, 1) for length in [*[10] * (depth - 1), tokens][:depth]]
+    assert lengths == [
+        length for tokens in (1, 4, 1) for length in [*[10] * (depth - 1), tokens][:depth] for _layer in range(2)
+    ]
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 11])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_tokens_that_there_are_not(tokens: int, depth: int) -> None:
+    with pytest.raises(ValueError, match=f"tokens must be from 1 to 10, got {tokens}"):
+        small(depth=depth).encode(torch.randn(2, 3, 12, 12), tokens)
 
 
 def test_r1_and_its_gradient_in_every_weight() -> None:

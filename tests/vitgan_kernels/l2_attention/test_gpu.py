@@ -16,9 +16,10 @@ def leaves(size: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(size, dtype=dtype, device="cuda", requires_grad=True) for _ in range(2)]
 
 
-def step(q: Tensor, v: Tensor, backend: str = "triton") -> list[Tensor]:
-    """O, its gradients, and those of a gradient penalty."""
-    out = l2_attention(q, None, v, backend=backend)
+def step(q: Tensor, v: Tensor, backend: str = "triton", queries: int | None = None) -> list[Tensor]:
+    """O, its gradients, and those of a gradient penalty; of all tokens, or of the first alone."""
+    asked, keys = (q, None) if queries is None else (q[..., :queries, :], q)
+    out = l2_attention(asked, keys, v, backend=backend)
     first = torch.autograd.grad(out.square().sum(), (q, v), create_graph=True)
     second = torch.autograd.grad(first[0].square().sum(), (q, v))
     return [out, *first, *second]
@@ -26,28 +27,15 @@ def step(q: Tensor, v: Tensor, backend: str = "triton") -> list[Tensor]:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_shapes_that_models_have(size: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("queries", [None, 1])
+def test_shapes_that_models_have(size: tuple[int, ...], dtype: torch.dtype, queries: int | None) -> None:
     q, v = leaves(size, dtype)
-    exact = step(q.detach().double().requires_grad_(), v.detach().double().requires_grad_(), "reference")
-    usual = step(q, v, "reference")
-    for actual, plain, value in zip(step(q, v), usual, exact, strict=True):
+    exact = step(q.detach().double().requires_grad_(), v.detach().double().requires_grad_(), "reference", queries)
+    usual = step(q, v, "reference", queries)
+    for actual, plain, value in zip(step(q, v, queries=queries), usual, exact, strict=True):
         error, allowed = ((x.double() - value).square().mean().sqrt() for x in (actual, plain))
         size_of_one_rounding = value.square().mean().sqrt() * torch.finfo(dtype).eps
         assert error <= 2 * allowed + size_of_one_rounding
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]], ids=str)
-def test_a_class_token_that_asks_alone(size: tuple[int, ...], dtype: torch.dtype) -> None:
-    k, v = leaves(size, dtype)
-    results = []
-    for out in (l2_attention(k[..., :1, :], k, v, backend="triton"), l2_attention(k, None, v, backend="triton")):
-        asked = out[..., :1, :].float()
-        first = torch.autograd.grad(asked.square().sum(), (k, v), create_graph=True)
-        results.append([asked, *first, *torch.autograd.grad(first[0].float().square().sum(), (k, v))])
-    for alone, among in zip(*results, strict=True):
-        error, size_of_it = (x.double().square().mean().sqrt() for x in (alone - among, among))
-        assert error <= 32 * torch.finfo(dtype).eps * size_of_it
 
 
 def test_fused_is_what_runs() -> None:

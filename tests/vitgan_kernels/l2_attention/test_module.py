@@ -51,9 +51,9 @@ def test_fewer_queries_are_the_first_of_all(queries: int, tied: bool, metric: An
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("queries", [0, -1, 6])
-def test_a_number_of_queries_that_there_is_not(queries: int) -> None:
-    with pytest.raises(ValueError, match=f"L2SelfAttention: queries must be 1 to 5, the tokens given, got {queries}"):
+@pytest.mark.parametrize("queries", [0, -1, 6, True, 1.5])
+def test_a_number_of_queries_that_there_is_not(queries: Any) -> None:
+    with pytest.raises(ValueError, match=f"queries must be a whole number from 1 to 5 .*, got {queries}"):
         L2SelfAttention(8, 2)(torch.ones(2, 5, 8), queries=queries)
 
 

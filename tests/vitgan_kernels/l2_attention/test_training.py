@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Critic(nn.Module):
-    """A discriminator of one block."""
+    """A discriminator that attends twice, the second time for its first tokens alone."""
 
     def __init__(self, backend: str) -> None:
         super().__init__()

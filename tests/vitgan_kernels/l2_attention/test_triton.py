@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes and form of one attention. m = 0 ties q and k."""
+    """Sizes and form of one attention. m = 0 ties q and k; `among` makes the queries the first of the keys."""
 
     n: int
     m: int
@@ -28,12 +28,15 @@ class Problem:
     metric: str = "sqeuclidean"
     scale: float = 0.3
     leading: tuple[int, ...] = (2, 2)
+    among: bool = False
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """q, k, v and cotangents of O and of the gradients, rounded to dtype."""
         sizes = {"q": (self.n, self.d), "k": (self.m, self.d), "v": (self.m or self.n, self.e)}
         sizes |= {"grad": (self.n, self.e)} | {f"{name}2": size for name, size in sizes.items()}
         made = {name: torch.randn(*self.leading, *size, dtype=torch.float64) for name, size in sizes.items()}
+        if self.among:
+            made["q"] = made["k"][..., : self.n, :].clone()
         if not self.m:
             del made["k"], made["k2"]
         return {name: x.to(dtype).to(DEVICE) for name, x in made.items()}
@@ -110,7 +113,7 @@ PROBLEMS = [
     Problem(65, 0, 16, 16, leading=(1, 2)),
     Problem(33, 49, 24, 40, scale=-0.2, leading=(2, 1)),
     Problem(3, 80, 33, 8),
-    Problem(1, 65, 16, 16),
+    Problem(1, 65, 16, 16, leading=(1, 8), among=True),
 ]
 
 

@@ -148,6 +148,19 @@ def test_two_forwards_before_one_backward(x: Tensor, compiler: str | None, opera
     torch.testing.assert_close(actual, {name: expected[name] + expected_second[name] for name in expected})
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own, when inductor is imported
+@pytest.mark.parametrize("compiler", [None, "inductor"])
+def test_a_layer_by_itself_before_a_forward_of_the_model(x: Tensor, compiler: str | None) -> None:
+    critic = Critic()
+    normalised(critic)
+    layer = torch.compile(lambda x: critic.first(x), backend=compiler, fullgraph=True) if compiler else critic.first
+    out = layer(x)
+    expected = gradients((x @ scaled_by_hand(critic, "first").mT).exp().sum(), critic)
+    critic(x)
+    name = "first.parametrizations.weight.original"
+    torch.testing.assert_close(gradients((out - critic.first.bias).exp().sum(), critic)[name], expected[name])
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_activation_checkpointing_inside(x: Tensor, use_reentrant: bool, training: bool) -> None:
