@@ -113,7 +113,7 @@ PROBLEMS = [
     Problem(65, 0, 16, 16, leading=(1, 2)),
     Problem(33, 49, 24, 40, scale=-0.2, leading=(2, 1)),
     Problem(3, 80, 33, 8),
-    Problem(1, 65, 16, 16, leading=(1, 8), among=True),
+    Problem(1, 65, 16, 16, scale=0.03, leading=(1, 8), among=True),
 ]
 
 
