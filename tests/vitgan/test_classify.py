@@ -165,6 +165,16 @@ def test_confusion_counts_true_against_predicted() -> None:
     assert torch.equal(confusion(classifier, dataset, torch.arange(5)), expected)
 
 
+def test_the_last_block_computes_the_class_token_alone() -> None:
+    classifier = Classifier(CONFIG, ["a", "b"], image_size=16).eval()
+    lengths: list[int] = []
+    block: Any = classifier.blocks[-1]
+    block.mlp.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    logits = classifier(torch.randn(2, 3, 16, 16))
+    assert logits.shape == (2, 2)
+    assert lengths == [1]
+
+
 def test_attention_is_what_the_operator_weighs_tokens_by() -> None:
     """Where values are the tokens' own numbers, its result is the row of weights."""
     classifier = Classifier(CONFIG, ["a", "b"], image_size=16).eval()
