@@ -229,13 +229,14 @@ class Adversarial:
         if config.batch_size % parts:
             raise ValueError(
                 f"a batch of {config.batch_size} cannot be shared out among {self.ranks.count} processes in "
-                f"{config.accumulate} parts each: make --batch-size a multiple of {parts}"
+                f"{config.accumulate} parts each: make --batch-size a multiple of {parts}, or --accumulate smaller"
             )
         together = max(images_compared(config), 2 if config.loss.diversity > 0 else 1)
         if config.batch_size // parts % together:
             raise ValueError(
                 f"images are compared in groups of {together}, but a part of the batch has "
-                f"{config.batch_size // parts}: make --batch-size a multiple of {parts * together}"
+                f"{config.batch_size // parts}: make --batch-size a multiple of {parts * together}, or --accumulate "
+                f"smaller"
             )
 
     def _set_learning_rates(self) -> None:

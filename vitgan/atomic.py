@@ -10,13 +10,26 @@ from typing import BinaryIO
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes its place at `path` if the block ends without an exception."""
+    with whole_file(path) as part, synced_write(part) as file:
+        yield file
+    sync_folder(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path`, with its ending, for a file that replaces `path` if the block ends without an exception.
+
+    An OSError of the block that names no file names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part = path.with_name(f"{path.stem}.part{os.getpid()}{path.suffix}")
     try:
-        with synced_write(part) as file:
-            yield file
+        yield part
         part.replace(path)
-        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -22,8 +22,9 @@ class AugmentConfig:
     """Zoom by a factor from 0.8 to 1.25."""
 
     def __post_init__(self) -> None:
-        if not all(0 <= p <= 1 for p in (self.translation, self.color, self.cutout, self.scaling)):
-            raise ValueError(f"augment: probabilities must be from 0 to 1, got {self}")
+        for name, probability in vars(self).items():
+            if not 0 <= probability <= 1:
+                raise ValueError(f"augment.{name} must be a probability from 0 to 1, got {probability}")
 
 
 class DiffAugment:

@@ -46,9 +46,9 @@ class LossConfig:
     """Weight of G's loss on pairs of images that differ less than their latents do; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        weights = (self.bcr_real, self.bcr_fake, self.r1, self.r2, self.history, self.noise, self.diversity)
-        if min(weights) < 0 or self.penalty_every < 1:
-            raise ValueError(f"loss: weights must not be negative and penalty_every at least 1, got {self}")
+        for name in ("bcr_real", "bcr_fake", "r1", "r2", "history", "noise", "diversity"):
+            _check(f"loss.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _check("loss.penalty_every", self.penalty_every, self.penalty_every >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ class OptimiserConfig:
     """The half-life is at most this share of the images seen, so that the average forgets the start."""
 
     def __post_init__(self) -> None:
-        if min(self.g_lr, self.d_lr, self.ema_half_life, self.ema_ramp_up) <= 0:
-            raise ValueError(f"optimiser: learning rates, ema_half_life and ema_ramp_up must be positive, got {self}")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.lr_decay <= 1):
-            raise ValueError(f"optimiser: beta1, beta2 and lr_decay must be from 0 to 1 (a beta below 1), got {self}")
+        for name in ("g_lr", "d_lr", "ema_half_life", "ema_ramp_up"):
+            _check(f"optimiser.{name}", getattr(self, name), getattr(self, name) > 0, "positive")
+        for name in ("beta1", "beta2"):
+            _check(f"optimiser.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        _check("optimiser.lr_decay", self.lr_decay, 0 <= self.lr_decay <= 1, "from 0 to 1")
 
 
 def is_name(data: str) -> bool:
@@ -127,7 +128,8 @@ class Config:
     bf16: bool | None = None
     """Compute in bfloat16 where autocast does, weights and optimisers in float32; None means on CUDA alone."""
     compile: bool = False
-    """Compile the whole step of each network with torch.compile; the first steps then take minutes."""
+    """Compile the whole step of each network with torch.compile; the first steps then take minutes, of max_minutes
+    too."""
     cuda_graphs: bool = False
     """With --compile, on CUDA: replay the compiled steps as CUDA graphs, which spares their launches."""
     profile: bool = False
@@ -161,10 +163,10 @@ class Config:
         _check_finite(self)
         check_seed(self.seed)
         for name in ("batch_size", "accumulate", "images", "log_every", "sample_every", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.evaluate_samples < 2:
-            raise ValueError("checkpoint_every and keep_checkpoints must be at least 1, evaluate_samples at least 2")
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("checkpoint_every", "keep_checkpoints"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _check("evaluate_samples", self.evaluate_samples, self.evaluate_samples >= 2, "at least 2")
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs replays compiled steps: set compile too, or leave cuda_graphs away")
         check_threads(self.threads)
@@ -176,6 +178,18 @@ class Config:
             raise ValueError(
                 f"batch_size must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}"
             )
+
+
+def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """What has changed from one configuration to another of its kind: "loss.kind: hinge -> logistic" and so on."""
+    found = []
+    for name, old in vars(before).items():
+        new = getattr(now, name)
+        if dataclasses.is_dataclass(old):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {old} -> {new}")
+    return found
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -197,10 +211,11 @@ def from_dict(kind: type, values: dict[str, Any], *, default: Any = None) -> Any
     values = {key.replace("-", "_"): value for key, value in values.items()}
     for key in sorted(set(values) - set(names)):
         near = difflib.get_close_matches(key, names, n=1)
-        raise ValueError(
-            f"unknown key {key!r} in {kind.__name__}: "
-            + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}")
-        )
+        table, _, inner = key.partition(".")
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
+        if inner and table in names:
+            hint = f"{inner!r} belongs in a table of its own, {table!r}"
+        raise ValueError(f"unknown key {key!r} in {kind.__name__}: {hint}")
     ready = {}
     for name, value in values.items():
         _check_type(f"{kind.__name__}.{name}", value, hints[name])
@@ -233,6 +248,11 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if not fits or (isinstance(value, bool) and bool not in kinds):
         known = " or ".join("a string" if kind is str else kind.__name__ for kind in kinds if kind is not type(None))
         raise ValueError(f"{name} must be {known}, got {value!r}")
+
+
+def _check(name: str, value: float, fits: bool, limit: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} must be {limit}, got {value}")
 
 
 def _check_finite(config: Any) -> None:

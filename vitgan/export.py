@@ -2,18 +2,21 @@
 
 import json
 import logging
-import shutil
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from vitgan.atomic import atomic_write, whole_file
 from vitgan.checkpoint import GENERATOR, images_seen, load_config, load_generator, run_of
-from vitgan.config import to_dict
+from vitgan.config import Config, to_dict
 from vitgan.errors import VitganError
 from vitgan_kernels import use_backend
 
+WRITTEN = ("README.md", "config.json", "model.safetensors", "generator.onnx")
+OURS = "library_name: vitgan"
+"""The line of a model card by which an export is known."""
 MOST = 1e-3
 """Largest difference of a pixel, in units of [-1, 1], between PyTorch and onnxruntime."""
 
@@ -36,55 +39,77 @@ def export_onnx(checkpoint: Path, path: Path) -> float:
     inputs = {"z": generator.latents(3, seed=0)} | ({} if labels is None else {"labels": labels})
     batch = torch.export.Dim("batch", min=1)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with use_backend("reference"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
-        torch.onnx.export(
-            generator,
-            tuple(inputs.values()),
-            str(path),
-            input_names=list(inputs),
-            output_names=["images"],
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
-        )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for count in (3, 1):
-        given = {name: tensor[:count].numpy() for name, tensor in inputs.items()}
-        [images] = session.run(None, given)
-        with torch.no_grad():
-            expected = generator(*(tensor[:count] for tensor in inputs.values()))
-        worst = max(worst, float((torch.from_numpy(images) - expected).abs().max()))
-    if not worst <= MOST:
-        path.unlink()
-        raise VitganError(f"the exported images differ from PyTorch's by {worst:.1e}, more than {MOST}: not written")
+    with whole_file(path) as part:
+        with use_backend("reference"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own
+            torch.onnx.export(
+                generator,
+                tuple(inputs.values()),
+                str(part),
+                input_names=list(inputs),
+                output_names=["images"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+            )
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        worst = 0.0
+        for count in (3, 1):
+            given = {name: tensor[:count].numpy() for name, tensor in inputs.items()}
+            [images] = session.run(None, given)
+            with torch.no_grad():
+                expected = generator(*(tensor[:count] for tensor in inputs.values()))
+            worst = max(worst, float((torch.from_numpy(images) - expected).abs().max()))
+        if not worst <= MOST:
+            raise VitganError(
+                f"the exported images differ from PyTorch's by {worst:.1e}, more than {MOST}: not written"
+            )
     return worst
 
 
 def export_safetensors(checkpoint: Path, folder: Path) -> None:
-    """Write model.safetensors, config.json and README.md, a model card for a model hub, into the folder."""
+    """Write model.safetensors, config.json and README.md, a model card for a model hub, into the folder.
+
+    Raises:
+        CheckpointError: the generator cannot be loaded.
+        ValueError: the folder has files of these names that are no export's.
+    """
     load_generator(checkpoint)  # what cannot be loaded is not handed on
     config = load_config(run_of(checkpoint))
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(checkpoint / GENERATOR, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+    check_folder(folder)
+    with atomic_write(folder / "model.safetensors") as file:
+        file.write((checkpoint / GENERATOR).read_bytes())
+    with atomic_write(folder / "config.json") as file:
+        file.write(json.dumps(to_dict(config), indent=2).encode())
+    with atomic_write(folder / "README.md") as file:
+        file.write(_card(config, images_seen(checkpoint)).encode())
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where an export would replace files that are no earlier export's."""
+    there = [name for name in WRITTEN if (folder / name).exists()]
+    card = folder / "README.md"
+    if there and not (card.is_file() and OURS in card.read_text(errors="replace")):
+        raise ValueError(f"{folder} has a {there[0]} that is no export's and would be replaced: choose another folder")
+
+
+def _card(config: Config, images: int) -> str:
     by_class = f", by class ({', '.join(config.class_names)})" if config.class_names else ""
     try:
         release = version("vitgan")
     except PackageNotFoundError:
         release = "unknown"
-    (folder / "README.md").write_text(f"""\
+    return f"""\
 ---
-library_name: vitgan
+{OURS}
 tags: [gan, unconditional-image-generation, vitgan]
 ---
 
 # {config.preset} on {Path(config.data).stem}
 
 A generator of {config.image_size} x {config.image_size} images{by_class}: the moving average of the weights after
-{images_seen(checkpoint):,} images of training, with the vitgan package, version {release}
+{images:,} images of training, with the vitgan package, version {release}
 (after Lee et al., 2021, arXiv 2107.04589).
 
 - generator: {config.generator_kind}, discriminator: {config.discriminator_kind}, loss: {config.loss.kind}
@@ -103,4 +128,4 @@ generator = build_generator(from_dict(Config, json.load(open("config.json"))))
 generator.load_state_dict(load_file("model.safetensors"))
 images = generator.eval().sample(16, seed=0)
 ```
-""")
+"""

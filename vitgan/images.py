@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vitgan.atomic import whole_file
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """Endings of what `save_image` writes."""
 
@@ -32,10 +34,14 @@ def from_uint8(images: Tensor) -> Tensor:
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write one image (C, H, W) in [-1, 1], C from 1 to 4, as the format that the path's ending names."""
+    """Write one image (C, H, W) in [-1, 1], C from 1 to 4, as the format that the path's ending names.
+
+    What is there already is replaced by a whole file or not at all.
+    """
     pixels = to_uint8(image)
     array = (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()
-    Image.fromarray(array).save(path)
+    with whole_file(path) as part:
+        Image.fromarray(array).save(part)
 
 
 def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:

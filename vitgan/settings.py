@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from vitgan.checkpoint import load_config
-from vitgan.config import Config, from_dict, is_name
+from vitgan.config import Config, differences, from_dict, is_name
 from vitgan.data import ImageDataset
 from vitgan.presets import PRESETS
 from vitgan.runs import check_resumable, newest_run
@@ -31,6 +31,8 @@ class Settings:
 
     config: Config
     resume: Path | None
+    changes: tuple[str, ...] = ()
+    """Of that run, the settings that are no more what they were."""
 
 
 def read_settings(arguments: list[str]) -> Settings:
@@ -57,7 +59,7 @@ def read_settings(arguments: list[str]) -> Settings:
         before = load_config(chosen.resume)
         config = _parse(flags, before)
         check_resumable(before=before, now=config)
-        return Settings(config, chosen.resume)
+        return Settings(config, chosen.resume, tuple(differences(before, config)))
     config = _parse(flags, _from_file(chosen.config, chosen.preset))
     run = newest_run(config) if auto else None
     if run is not None:
@@ -66,7 +68,8 @@ def read_settings(arguments: list[str]) -> Settings:
         if config.out is None:
             config = replace(config, out=before.out)
         check_resumable(before=before, now=config)
-    return Settings(config, run)
+        return Settings(config, run, tuple(differences(before, config)))
+    return Settings(config, None)
 
 
 def with_classes(config: Config, dataset: ImageDataset) -> Config:
@@ -104,6 +107,8 @@ def _from_file(path: Path | None, preset: str | None) -> Config:
     """The preset, its own or the file's, with the file's values."""
     if path is None:
         return _preset(preset or "tiny")
+    if path.suffix not in (".toml", ".json"):
+        raise ValueError(f"--config {path}: settings come from a .toml or a .json file")
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

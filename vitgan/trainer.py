@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 from pathlib import Path
@@ -48,6 +48,7 @@ class Trainer:
         run: its directory; made if it does not exist.
         dataset: the images.
         training: the networks and their optimisers.
+        changes: what of the configuration differs from that of the run so far, to tell.
         console: where to say how it goes.
     """
 
@@ -58,6 +59,7 @@ class Trainer:
         *,
         dataset: ImageDataset,
         training: Adversarial,
+        changes: Sequence[str] = (),
         console: Console | None = None,
     ) -> None:
         self.config = config
@@ -66,6 +68,7 @@ class Trainer:
         self.console = console or Console(quiet=not self.ranks.is_first)
         self.dataset = dataset
         self.training = training
+        self.changes = changes
         self.device = training.device
         self.stopwatch = Stopwatch()
         self._stop_signal: str | None = None
@@ -123,7 +126,8 @@ class Trainer:
         training, config = self.training, self.config
         start = training.images
         if start and self._finished():
-            text = f"{self.run} is finished, with {start:,} images. {self._how_to_go_on()}"
+            unused = f" (not used: {', '.join(self.changes)})" if self.changes else ""
+            text = f"{self.run} is finished, with {start:,} images{unused}. {self._how_to_go_on()}"
             self.console.print(text, soft_wrap=True, markup=False)
             return True
         with (
@@ -153,6 +157,8 @@ class Trainer:
                 self._save()  # a process may be lost at any time, and then no other state can be had
         else:
             self.report.say(f"resuming {self.run} at {self.training.images:,} images on {self.device}")
+            if self.changes:
+                self.report.say(f"changed from here on: {', '.join(self.changes)}")
             self.report.make_up()
         if self.config.compile:
             self.report.say("compiling: the first step of each kind may take minutes")

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from vitgan.atomic import whole_file
 from vitgan.errors import VitganError
 from vitgan.images import to_uint8
 
@@ -29,7 +30,7 @@ def save_video(images: Tensor, path: Path, *, fps: int) -> None:
 
     Raises:
         ValueError: the format does not show so many images a second.
-        VitganError: an .mp4 is asked for and its encoder is not installed.
+        VitganError: an .mp4 is asked for, and its encoder is not installed or could not write it.
     """
     suffix = path.suffix.lower()
     check_fps(fps, suffix)
@@ -45,7 +46,9 @@ def save_video(images: Tensor, path: Path, *, fps: int) -> None:
         first, *rest = (Image.fromarray(frame) for frame in frames)
         # A GIF counts in hundredths of a second: each image changes at the one nearest to its time.
         changes = [10 * round(100 * number / fps) for number in range(len(frames) + 1)]
-        first.save(path, save_all=True, append_images=rest, duration=[b - a for a, b in pairwise(changes)], loop=0)
+        durations = [b - a for a, b in pairwise(changes)]
+        with whole_file(path) as part:
+            first.save(part, save_all=True, append_images=rest, duration=durations, loop=0)
         return
     try:
         import imageio_ffmpeg
@@ -53,8 +56,23 @@ def save_video(images: Tensor, path: Path, *, fps: int) -> None:
         raise VitganError(
             f"an .mp4 needs an encoder ({error}): pip install 'vitgan[video]', or write a .gif"
         ) from error
-    writer = imageio_ffmpeg.write_frames(str(path), (frames.shape[2], frames.shape[1]), fps=fps, macro_block_size=1)
-    writer.send(None)
-    for frame in frames:
-        writer.send(frame)
-    writer.close()
+    size = (frames.shape[2], frames.shape[1])
+    with whole_file(path) as part:
+        writer = imageio_ffmpeg.write_frames(str(part), size, fps=fps, macro_block_size=1, ffmpeg_log_level="error")
+        writer.send(None)
+        for frame in frames:
+            writer.send(frame)
+        writer.close()
+        if (written := _frames_of(part)) != len(frames):
+            raise VitganError(f"{path}: the encoder wrote {written} of {len(frames)} images: is the disk full?")
+
+
+def _frames_of(video: Path) -> int:
+    """Frames that can be read of a video: the encoder does not say whether it could write them."""
+    import imageio_ffmpeg
+
+    try:
+        count: int = imageio_ffmpeg.count_frames_and_secs(str(video))[0]
+    except RuntimeError:
+        return 0
+    return count

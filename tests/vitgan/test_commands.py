@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from vitgan.checkpoint import load_generator
 from vitgan.cli import main
+from vitgan.commands import sample
 from vitgan.config import Config, from_dict
 from vitgan.images import save_image
 from vitgan.networks import build_generator
 from vitgan.projection import difference, project
-from vitgan.video import save_video
+from vitgan.video import _frames_of, save_video
 
 NANO = shlex.split("""
     --generator.patch-size 8 --generator.latent-dim 8 --generator.dim 8 --generator.depth 1 --generator.heads 1
@@ -105,6 +106,25 @@ def test_an_encoder_that_is_missing(
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     assert main(["sample", str(runs / "plain"), "--count", "2", "--out", "walk.mp4"]) == 1
     assert "pip install 'vitgan[video]', or write a .gif" in capsys.readouterr().err
+
+
+def test_a_video_that_is_cut_short_replaces_nothing(
+    runs: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("walk.mp4").write_text("before")
+    monkeypatch.setattr("vitgan.video._frames_of", lambda path: 5)
+    assert main(["sample", str(runs / "plain"), "--count", "6", "--out", "walk.mp4"]) == 1
+    assert "walk.mp4: the encoder wrote 5 of 6 images: is the disk full?" in capsys.readouterr().err
+    assert Path("walk.mp4").read_text() == "before"
+    assert [path.name for path in here.iterdir()] == ["walk.mp4"]
+
+
+def test_frames_are_counted_of_what_can_be_read(here: Path) -> None:
+    images = torch.zeros(7, 3, 8, 8)
+    save_video(images, Path("a.mp4"), fps=10)
+    assert _frames_of(Path("a.mp4")) == 7
+    Path("cut.mp4").write_bytes(Path("a.mp4").read_bytes()[:500])
+    assert _frames_of(Path("cut.mp4")) == 0
 
 
 def test_truncation_pulls_images_together(runs: Path, here: Path) -> None:
@@ -202,6 +222,32 @@ def test_export_is_checked_and_can_be_loaded(
     assert card.startswith("---\nlibrary_name: vitgan\n")
     assert "8 images of training" in card
     assert ("red circle" in card) == (name == "classes")
+
+
+def test_an_export_replaces_no_file_of_somebody_else(
+    runs: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(runs / "plain"), "--out", ".", "--no-onnx"]
+    for name in ("README.md", "config.json"):
+        Path(name).write_text("mine")
+        assert main(command) == 1
+        assert f"has a {name} that is no export's and would be replaced: choose another" in capsys.readouterr().err
+        assert [path.name for path in here.iterdir()] == [name]
+        assert Path(name).read_text() == "mine"
+        Path(name).unlink()
+    assert main(command) == 0
+    assert main(command) == 0, "an earlier export is"
+
+
+def test_classes_that_are_numbers_go_by_name_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "run_of", lambda checkpoint: checkpoint)
+    monkeypatch.setattr(sample, "latest_checkpoint", lambda model: model)
+    monkeypatch.setattr(sample, "load_config", lambda run: Config(class_names=("1", "10", "2")))
+    assert sample.class_number(Path("run"), "2").tolist() == [2]
+    with pytest.raises(ValueError, match="no class '0'; there are 1, 10, 2"):
+        sample.class_number(Path("run"), "0")
+    monkeypatch.setattr(sample, "load_config", lambda run: Config(class_names=("a", "b")))
+    assert sample.class_number(Path("run"), "1").tolist() == [1]
 
 
 def test_a_folder_never_holds_images_of_two_calls(runs: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,6 @@
+"""Images as files."""
+
+import errno
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,23 @@ def test_pictures_keep_their_pixels(tmp_path: Path, channels: int, mode: str) ->
         assert read.size == (6, 4)
         back = torch.tensor(list(read.tobytes()), dtype=torch.uint8).reshape(4, 6, channels).permute(2, 0, 1)
     assert torch.equal(back, to_uint8(image))
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    save_image(torch.zeros(3, 4, 4), path)
+    before = path.read_bytes()
+
+    def half_written(self: Image.Image, part: Path) -> None:
+        part.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half_written)
+    with pytest.raises(OSError, match="No space left on device") as info:
+        save_image(torch.ones(3, 4, 4), path)
+    assert info.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_grid_goes_row_by_row() -> None:

@@ -56,6 +56,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, st
     assert second.training.steps == stop_after
     assert second.train()
     assert "resuming" in said.getvalue()
+    assert "changed from here on" not in said.getvalue()
     assert_same(everything(whole.training), everything(second.training))
     for number in (16, 32, 40):
         name = f"samples/{number:012d}.png"
@@ -204,7 +205,10 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     before = (tmp_path / "metrics.jsonl").read_text()
     again, said = trainer(tmp_path)
     assert again.train()
-    assert "is finished, with 40 images" in said.getvalue()
+    assert "is finished, with 40 images. Go on" in said.getvalue()
+    again.changes = ("loss.kind: logistic -> hinge",)
+    assert again.train()
+    assert "40 images (not used: loss.kind: logistic -> hinge). Go on" in said.getvalue()
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 

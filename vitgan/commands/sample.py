@@ -9,6 +9,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from vitgan.atomic import atomic_write
 from vitgan.checkpoint import latest_checkpoint, load_config, load_generator, run_of
 from vitgan.devices import pick_device
 from vitgan.images import PICTURES, check_picture, grid, save_image, to_uint8
@@ -33,9 +34,11 @@ class Sample:
     seed: int = 0
     """Chooses the latents."""
     truncation: float = 1.0
-    """1 shows everything the generator can do; towards 0, images come closer to the mean one (StyleGAN's psi)."""
+    """1 shows everything the generator can do; towards 0, images come closer to the mean one (StyleGAN's psi). Beyond
+    1 or below 0 they leave what was trained."""
     label: str | None = None
-    """Class of all images, by name or number, if the run was conditional; None draws one for each."""
+    """Class of all images, by name, or by number where no name is a number, if the run was conditional; None draws one
+    for each."""
     interpolate: bool = False
     """Walk from one random image to the next in w and back, as a strip or, for .gif and .mp4, as a video."""
     fps: int = 20
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> int:
         save_video(torch.cat(list(batches)), options.out, fps=options.fps)
     elif suffix == ".npz":
         pixels = torch.cat([to_uint8(images) for images in batches]).permute(0, 2, 3, 1)
-        with options.out.open("wb") as file:  # by its name, numpy would add another ending
+        with atomic_write(options.out) as file:
             np.savez_compressed(file, images=pixels.numpy())
     else:
         for number, image in enumerate(image for images in batches for image in images):
@@ -107,15 +110,17 @@ def _prepare_folder(out: Path, count: int) -> None:
 
 
 def class_number(model: Path, label: str) -> Tensor:
-    """The class of that name or number, (1,). ValueError names those there are."""
+    """The class of that name, or number where no name is one, (1,). ValueError names those there are."""
     names = load_config(run_of(latest_checkpoint(model.resolve()))).class_names
     if not names:
         raise ValueError(f"{model} is not conditional: leave out --label")
     if label in names:
         return torch.tensor([names.index(label)])
-    if label.isdecimal() and int(label) < len(names):
+    named_by_numbers = any(name.isdecimal() for name in names)
+    if not named_by_numbers and label.isdecimal() and int(label) < len(names):
         return torch.tensor([int(label)])
-    raise ValueError(f"no class {label!r}; there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
+    known = names if named_by_numbers else (f"{number} {name}" for number, name in enumerate(names))
+    raise ValueError(f"no class {label!r}; there are {', '.join(known)}")
 
 
 def _render(generator: ImageGenerator, w: Tensor, truncation: float, mean: Tensor | None) -> Iterator[Tensor]:

@@ -26,5 +26,6 @@ def main(arguments: list[str]) -> int:
         training = Adversarial(config, pick_device(config.device), ranks)
         # Made last, so that nothing is left behind where a run cannot even start.
         run = settings.resume or ranks.same(new_run_directory(config) if ranks.is_first else None)
-        finished = Trainer(config, run, dataset=dataset, training=training).train()
+        trainer = Trainer(config, run, dataset=dataset, training=training, changes=settings.changes)
+        finished = trainer.train()
     return 0 if finished else 130

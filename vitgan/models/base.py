@@ -79,11 +79,14 @@ class ImageGenerator(nn.Module):
         raise NotImplementedError
 
     def latents(self, count: int, *, seed: int) -> Tensor:
-        """(count, latent_dim) standard normal latents, the same on every device for the same seed."""
-        if count < 0:
-            raise ValueError(f"the number of latents must not be negative, got {count}")
+        """(count, latent_dim) standard normal latents in the weights' dtype, the same on every device for a seed.
+
+        Raises ValueError where count is not a whole number of at least 0.
+        """
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"the number of latents must be a whole number of at least 0, got {count}")
         random = torch.Generator().manual_seed(check_seed(seed))
-        return torch.randn(count, self.latent_dim, generator=random).to(self.device)
+        return torch.randn(count, self.latent_dim, generator=random).to(next(self.parameters()))
 
     def random_labels(self, count: int, *, seed: int) -> Tensor | None:
         """(count,) classes drawn alike, the same on every device; None for an unconditional generator."""

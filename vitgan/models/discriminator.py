@@ -62,7 +62,7 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         dim, patch = config.dim, config.patch_size
-        check_sizes(image_size, patch, channels, dim, config.heads)
+        check_sizes("discriminator", image_size, patch, channels, dim, config.heads)
         if config.depth < 0 or config.mlp_ratio <= 0:
             raise ValueError(f"the discriminator's mlp_ratio must be positive and its depth at least 0, got {config}")
         if patch % 2:

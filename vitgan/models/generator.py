@@ -74,7 +74,7 @@ class Generator(ImageGenerator):
     """
 
     def __init__(self, config: GeneratorConfig, *, image_size: int = 32, channels: int = 3, classes: int = 0) -> None:
-        check_sizes(image_size, config.patch_size, channels, config.dim, config.heads)
+        check_sizes("generator", image_size, config.patch_size, channels, config.dim, config.heads)
         positive = (config.latent_dim, config.mlp_ratio, config.mapping_lr_multiplier, config.siren_hidden_layers)
         if min(positive) <= 0 or min(config.depth, config.mapping_depth) < 0:
             raise ValueError(f"the generator's sizes must be positive (a depth may be 0), got {config}")

@@ -157,11 +157,13 @@ def octaves(image_size: int) -> int:
     return image_size.bit_length() - 3
 
 
-def check_sizes(image_size: int, patch_size: int, channels: int, dim: int, heads: int) -> None:
+def check_sizes(network: str, image_size: int, patch_size: int, channels: int, dim: int, heads: int) -> None:
     """Raise ValueError unless the sizes of a generator or discriminator fit together."""
     if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise ValueError(f"the image size must be a multiple of the patch size, got {image_size} and {patch_size}")
+        raise ValueError(
+            f"{network}: the image size must be a multiple of the patch size, got {image_size} and {patch_size}"
+        )
     if not 1 <= channels <= 4:
         raise ValueError(f"channels must be 1 to 4 (grey, grey + alpha, RGB, RGBA), got {channels}")
     if heads < 1 or dim < 1 or dim % heads:
-        raise ValueError(f"dim must be a positive multiple of heads, got dim={dim} and heads={heads}")
+        raise ValueError(f"{network}: dim must be a positive multiple of heads, got dim={dim} and heads={heads}")

@@ -268,6 +268,17 @@ def test_samples_are_images_of_the_generator_clipped_to_the_range() -> None:
     torch.testing.assert_close(generator.sample(4, seed=7), images.clamp(-1, 1))
 
 
+def test_samples_have_the_dtype_of_the_weights() -> None:
+    assert small().double().sample(2).dtype == torch.float64
+    assert small().bfloat16().sample(2, truncation=0.5).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("count", [-1, 2.5])
+def test_a_number_of_samples_that_there_is_not(count: Any) -> None:
+    with pytest.raises(ValueError, match=f"the number of latents must be a whole number of at least 0, got {count}"):
+        small().sample(count)
+
+
 def test_no_sample() -> None:
     assert small().sample(0).shape == (0, 3, 6, 6)
     assert small().sample(0, truncation=0.5).shape == (0, 3, 6, 6)
