@@ -1,10 +1,14 @@
-"""Files that are there whole or not at all, also after a crash of the machine."""
+"""Files that are there whole or not at all; those of `atomic_write` also after a crash of the machine."""
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -17,19 +21,23 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path`, with its ending, for a file that replaces `path` if the block ends without an exception.
+    """A hidden path with the ending of `path`, for a file that takes its place if the block ends without an exception.
 
-    An OSError of the block that names no file names `path`.
+    A link is followed, and the permissions of a file that is replaced are kept. An OSError about the hidden file, or of
+    a full disk, names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{os.getpid()}{path.suffix}")
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.stem}.part{os.getpid()}{target.suffix}")
     try:
         yield part
-        part.replace(path)
+        if target.exists():
+            shutil.copymode(target, part)
+        part.replace(target)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(part)):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if error.errno is not None and (error.filename == str(part) or (not error.filename and error.errno in FULL)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -162,9 +162,8 @@ class Config:
     def __post_init__(self) -> None:
         _check_finite(self)
         check_seed(self.seed)
-        for name in ("batch_size", "accumulate", "images", "log_every", "sample_every", "evaluate_every"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("checkpoint_every", "keep_checkpoints"):
+        every = ("log_every", "sample_every", "evaluate_every", "checkpoint_every")
+        for name in ("batch_size", "accumulate", "images", *every, "keep_checkpoints"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _check("evaluate_samples", self.evaluate_samples, self.evaluate_samples >= 2, "at least 2")
         if self.cuda_graphs and not self.compile:
@@ -212,9 +211,10 @@ def from_dict(kind: type, values: dict[str, Any], *, default: Any = None) -> Any
     for key in sorted(set(values) - set(names)):
         near = difflib.get_close_matches(key, names, n=1)
         table, _, inner = key.partition(".")
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
-        if inner and table in names:
-            hint = f"{inner!r} belongs in a table of its own, {table!r}"
+        if inner and dataclasses.is_dataclass(hints.get(table)):
+            hint = f"write {inner!r} into a table of its own, {table!r}"
+        else:
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
         raise ValueError(f"unknown key {key!r} in {kind.__name__}: {hint}")
     ready = {}
     for name, value in values.items():
@@ -255,9 +255,9 @@ def _check(name: str, value: float, fits: bool, limit: str) -> None:
         raise ValueError(f"{name} must be {limit}, got {value}")
 
 
-def _check_finite(config: Any) -> None:
+def _check_finite(config: Any, prefix: str = "") -> None:
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
-            _check_finite(value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{type(config).__name__}.{name} must be a finite number, got {value}")
+            _check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            _check(f"{prefix}{name}", value, math.isfinite(value), "a finite number")

@@ -15,8 +15,8 @@ from vitgan.errors import VitganError
 from vitgan_kernels import use_backend
 
 WRITTEN = ("README.md", "config.json", "model.safetensors", "generator.onnx")
-OURS = "library_name: vitgan"
-"""The line of a model card by which an export is known."""
+OURS = "---\nlibrary_name: vitgan\n"
+"""The start of a model card, by which an export is known."""
 MOST = 1e-3
 """Largest difference of a pixel, in units of [-1, 1], between PyTorch and onnxruntime."""
 
@@ -78,19 +78,19 @@ def export_safetensors(checkpoint: Path, folder: Path) -> None:
     load_generator(checkpoint)  # what cannot be loaded is not handed on
     config = load_config(run_of(checkpoint))
     check_folder(folder)
-    with atomic_write(folder / "model.safetensors") as file:
-        file.write((checkpoint / GENERATOR).read_bytes())
+    with atomic_write(folder / "README.md") as file:  # first: by it an export that was cut short is known
+        file.write(_card(config, images_seen(checkpoint)).encode())
     with atomic_write(folder / "config.json") as file:
         file.write(json.dumps(to_dict(config), indent=2).encode())
-    with atomic_write(folder / "README.md") as file:
-        file.write(_card(config, images_seen(checkpoint)).encode())
+    with atomic_write(folder / "model.safetensors") as file:
+        file.write((checkpoint / GENERATOR).read_bytes())
 
 
 def check_folder(folder: Path) -> None:
     """Raise ValueError where an export would replace files that are no earlier export's."""
     there = [name for name in WRITTEN if (folder / name).exists()]
     card = folder / "README.md"
-    if there and not (card.is_file() and OURS in card.read_text(errors="replace")):
+    if there and not (card.is_file() and card.read_text(errors="replace").startswith(OURS)):
         raise ValueError(f"{folder} has a {there[0]} that is no export's and would be replaced: choose another folder")
 
 
@@ -101,9 +101,7 @@ def _card(config: Config, images: int) -> str:
     except PackageNotFoundError:
         release = "unknown"
     return f"""\
----
-{OURS}
-tags: [gan, unconditional-image-generation, vitgan]
+{OURS}tags: [gan, unconditional-image-generation, vitgan]
 ---
 
 # {config.preset} on {Path(config.data).stem}

@@ -32,7 +32,7 @@ class Settings:
     config: Config
     resume: Path | None
     changes: tuple[str, ...] = ()
-    """Of that run, the settings that are no more what they were."""
+    """Settings that differ from those the run had."""
 
 
 def read_settings(arguments: list[str]) -> Settings:

@@ -126,7 +126,8 @@ class Trainer:
         training, config = self.training, self.config
         start = training.images
         if start and self._finished():
-            unused = f" (not used: {', '.join(self.changes)})" if self.changes else ""
+            settings = [change for change in self.changes if not change.startswith(("images:", "max_minutes:"))]
+            unused = f" (not used: {', '.join(settings)})" if settings else ""
             text = f"{self.run} is finished, with {start:,} images{unused}. {self._how_to_go_on()}"
             self.console.print(text, soft_wrap=True, markup=False)
             return True
@@ -157,9 +158,9 @@ class Trainer:
                 self._save()  # a process may be lost at any time, and then no other state can be had
         else:
             self.report.say(f"resuming {self.run} at {self.training.images:,} images on {self.device}")
-            if self.changes:
-                self.report.say(f"changed from here on: {', '.join(self.changes)}")
             self.report.make_up()
+        if self.changes:
+            self.report.say(f"changed from here on: {', '.join(self.changes)}")
         if self.config.compile:
             self.report.say("compiling: the first step of each kind may take minutes")
 

@@ -1,6 +1,7 @@
 """Images in a row as a moving picture."""
 
 import math
+from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,13 +57,14 @@ def save_video(images: Tensor, path: Path, *, fps: int) -> None:
         raise VitganError(
             f"an .mp4 needs an encoder ({error}): pip install 'vitgan[video]', or write a .gif"
         ) from error
-    size = (frames.shape[2], frames.shape[1])
     with whole_file(path) as part:
-        writer = imageio_ffmpeg.write_frames(str(part), size, fps=fps, macro_block_size=1, ffmpeg_log_level="error")
-        writer.send(None)
-        for frame in frames:
-            writer.send(frame)
-        writer.close()
+        writer = imageio_ffmpeg.write_frames(
+            str(part), (frames.shape[2], frames.shape[1]), fps=fps, macro_block_size=1, ffmpeg_log_level="error"
+        )
+        with suppress(OSError), closing(writer):  # a broken pipe, where the encoder has ended
+            writer.send(None)
+            for frame in frames:
+                writer.send(frame)
         if (written := _frames_of(part)) != len(frames):
             raise VitganError(f"{path}: the encoder wrote {written} of {len(frames)} images: is the disk full?")
 

@@ -52,7 +52,8 @@ class CdistAttention(nn.Module):
         self.heads, self.scale = source.heads, source.scale
         self.to_q, self.to_v, self.to_out = source.to_q, source.to_v, source.to_out
 
-    def forward(self, x: Tensor, queries: None = None) -> Tensor:
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        assert queries is None, "it computes every token"
         q, v = (rearrange(layer(x), "b n (h d) -> b h n d", h=self.heads) for layer in (self.to_q, self.to_v))
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         weights = torch.softmax(-scale * torch.cdist(q, q, p=2) ** 2, dim=-1)

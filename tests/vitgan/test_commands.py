@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from vitgan.checkpoint import load_generator
 from vitgan.cli import main
 from vitgan.commands import sample
 from vitgan.config import Config, from_dict
+from vitgan.errors import VitganError
 from vitgan.images import save_image
 from vitgan.networks import build_generator
 from vitgan.projection import difference, project
@@ -117,6 +119,18 @@ def test_a_video_that_is_cut_short_replaces_nothing(
     assert "walk.mp4: the encoder wrote 5 of 6 images: is the disk full?" in capsys.readouterr().err
     assert Path("walk.mp4").read_text() == "before"
     assert [path.name for path in here.iterdir()] == ["walk.mp4"]
+
+
+def test_an_encoder_that_ends_early(runs: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends_early(path: str, *args: object, **kwargs: object) -> Iterator[None]:
+        Path(path).write_bytes(b"half")
+        yield
+        raise OSError("broken pipe")
+
+    monkeypatch.setattr("imageio_ffmpeg.write_frames", ends_early)
+    with pytest.raises(VitganError, match=r"walk\.mp4: the encoder wrote 0 of 6 images"):
+        save_video(torch.zeros(6, 3, 8, 8), Path("walk.mp4"), fps=10)
+    assert not list(here.iterdir())
 
 
 def test_frames_are_counted_of_what_can_be_read(here: Path) -> None:
@@ -244,7 +258,7 @@ def test_classes_that_are_numbers_go_by_name_alone(here: Path, monkeypatch: pyte
     monkeypatch.setattr(sample, "latest_checkpoint", lambda model: model)
     monkeypatch.setattr(sample, "load_config", lambda run: Config(class_names=("1", "10", "2")))
     assert sample.class_number(Path("run"), "2").tolist() == [2]
-    with pytest.raises(ValueError, match="no class '0'; there are 1, 10, 2"):
+    with pytest.raises(ValueError, match="no class is called '0'; there are 1, 10, 2"):
         sample.class_number(Path("run"), "0")
     monkeypatch.setattr(sample, "load_config", lambda run: Config(class_names=("a", "b")))
     assert sample.class_number(Path("run"), "1").tolist() == [1]

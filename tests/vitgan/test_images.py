@@ -49,6 +49,18 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch:
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_a_link_is_followed_and_permissions_stay(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.png", tmp_path / "b.png"
+    path.write_bytes(b"before")
+    path.chmod(0o600)
+    link.symlink_to(path)
+    save_image(torch.zeros(3, 4, 4), link)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o600
+    with Image.open(path) as image:
+        assert image.size == (4, 4)
+
+
 def test_a_grid_goes_row_by_row() -> None:
     images = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, -0.5, 0.0, 0.5, 0.75)])
     sheet = grid(images, columns=3, gap=1)

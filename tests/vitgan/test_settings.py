@@ -75,14 +75,14 @@ def test_the_configuration_saved_with_a_run_is_a_file_for_another(here: Path) ->
         ("class_names = [1]", "Config.class_names must be a list of strings, got [1]"),
         ("[images]\nx = 1", "Config.images must be int, got {'x': 1}"),
         ("[optimiser]\ng_lr = nan", "optimiser.g_lr must be positive, got nan"),
-        ("[optimiser]\ng_lr = inf", "OptimiserConfig.g_lr must be a finite number, got inf"),
+        ("[optimiser]\ng_lr = inf", "optimiser.g_lr must be a finite number, got inf"),
         ("[optimiser]\nbeta2 = 1", "optimiser.beta2 must be at least 0 and below 1, got 1"),
         ("[loss]\nr1 = -1", "loss.r1 must be at least 0, got -1"),
         ("[loss]\npenalty_every = 0", "loss.penalty_every must be at least 1, got 0"),
         ("[augment]\ncolor = 2", "augment.color must be a probability from 0 to 1, got 2"),
         ("keep_checkpoints = 0", "keep_checkpoints must be at least 1, got 0"),
         ("evaluate_samples = 1", "evaluate_samples must be at least 2, got 1"),
-        ('"loss.kind" = "hinge"', "unknown key 'loss.kind' in Config: 'kind' belongs in a table of its own, 'loss'"),
+        ('"loss.kind" = "hinge"', "unknown key 'loss.kind' in Config: write 'kind' into a table of its own, 'loss'"),
         ("seed = 9223372036854775808", "seed must be from -9223372036854775808 to 9223372036854775807, got 922"),
         ("batch_size = -1", "batch_size must be at least 1"),
         ("batch_size = ", "a.toml"),
@@ -100,11 +100,13 @@ def test_a_file_of_another_kind_is_no_settings(here: Path) -> None:
 
 
 def test_what_changes_as_a_run_is_resumed_is_told(here: Path) -> None:
-    before = replace(nano(), data="shapes")
+    before = replace(nano(), data="shapes", out=Path("run"))
     save_config(before, here / "run")
     assert read_settings(["--resume", "run"]).changes == ()
     changed = read_settings(["--resume", "run", "--loss.kind", "hinge", "--images", "99"]).changes
     assert changed == (f"loss.kind: {before.loss.kind} -> hinge", f"images: {before.images} -> 99")
+    auto = [*write(here / "a.json", (here / "run/config.json").read_text()), "--resume", "auto", "--out", "run"]
+    assert read_settings([*auto, "--loss.kind", "hinge"]).changes == changed[:1] + read_settings(auto).changes
 
 
 @pytest.mark.parametrize("name", ["shapes", "cifar10"])

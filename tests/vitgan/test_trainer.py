@@ -54,9 +54,10 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, st
 
     second, said = trainer(tmp_path / "parts")
     assert second.training.steps == stop_after
+    second.changes = ("log_every: 8 -> 4",)
     assert second.train()
     assert "resuming" in said.getvalue()
-    assert "changed from here on" not in said.getvalue()
+    assert "changed from here on: log_every: 8 -> 4" in said.getvalue()
     assert_same(everything(whole.training), everything(second.training))
     for number in (16, 32, 40):
         name = f"samples/{number:012d}.png"
@@ -206,7 +207,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     again, said = trainer(tmp_path)
     assert again.train()
     assert "is finished, with 40 images. Go on" in said.getvalue()
-    again.changes = ("loss.kind: logistic -> hinge",)
+    again.changes = ("loss.kind: logistic -> hinge", "images: 80 -> 40")
     assert again.train()
     assert "40 images (not used: loss.kind: logistic -> hinge). Go on" in said.getvalue()
     assert (tmp_path / "metrics.jsonl").read_text() == before

@@ -31,7 +31,11 @@ def main(arguments: list[str]) -> int:
     checkpoint = latest_checkpoint(options.model.resolve())
     export_safetensors(checkpoint, options.out)
     print(f"weights, settings and model card -> {options.out}")
+    onnx = options.out / "generator.onnx"
     if options.onnx:
-        error = export_onnx(checkpoint, options.out / "generator.onnx")
-        print(f"ONNX, at most {error:.1e} from PyTorch in a pixel -> {options.out / 'generator.onnx'}")
+        onnx.unlink(missing_ok=True)  # an earlier export's, perhaps of another model
+        error = export_onnx(checkpoint, onnx)
+        print(f"ONNX, at most {error:.1e} from PyTorch in a pixel -> {onnx}")
+    elif onnx.exists():
+        print(f"{onnx} is an earlier export's and stays as it is")
     return 0

@@ -101,7 +101,8 @@ def _file_name(number: int) -> str:
 def _prepare_folder(out: Path, count: int) -> None:
     """Make the folder. ValueError where files would stay beside those that are to come."""
     out.mkdir(parents=True, exist_ok=True)
-    others = {path.name for path in out.iterdir()} - {_file_name(number) for number in range(count)}
+    visible = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    others = visible - {_file_name(number) for number in range(count)}
     if others:
         raise ValueError(
             f"--out {out} holds other files ({min(others)} and so on), which would lie among the new images: choose "
@@ -119,8 +120,9 @@ def class_number(model: Path, label: str) -> Tensor:
     named_by_numbers = any(name.isdecimal() for name in names)
     if not named_by_numbers and label.isdecimal() and int(label) < len(names):
         return torch.tensor([int(label)])
-    known = names if named_by_numbers else (f"{number} {name}" for number, name in enumerate(names))
-    raise ValueError(f"no class {label!r}; there are {', '.join(known)}")
+    if named_by_numbers:
+        raise ValueError(f"no class is called {label!r}; there are {', '.join(names)}")
+    raise ValueError(f"no class {label!r}; there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
 
 
 def _render(generator: ImageGenerator, w: Tensor, truncation: float, mean: Tensor | None) -> Iterator[Tensor]:

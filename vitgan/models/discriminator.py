@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
     def encode(self, images: Tensor, tokens: int | None = None) -> Tensor:
         """The last block's tokens, the class token first: (B, 1 + patches, dim).
 
-        With `tokens`, the first so many alone: the last block computes no others. A logit depends on one.
+        With `tokens`, the first so many alone: the last block computes no others. Logits need the class token alone.
 
         Raises:
             ValueError: images of another size, or tokens that there are not.
