@@ -1,8 +1,10 @@
 """Argument checks shared by the operators. Each message says what was given and what is needed."""
 
 import math
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any
 
 import torch
@@ -91,7 +93,21 @@ def _has_autocast(device: str) -> bool:
 _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def check_finite_number(op: str, name: str, value: float) -> None:
-    """Raise ValueError unless the value is a finite int or float."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{op}: {name} must be a finite number, got {value!r}")
+def check_finite_number(op: str, name: str, value: object) -> float:
+    """The value as a float, a symbolic one as it is; ValueError unless it is a finite real number, NumPy's included."""
+    if isinstance(value, torch.SymFloat | torch.SymInt):  # a condition on it would tie the graph to its present value
+        return value  # type: ignore[return-value]
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not -sys.float_info.max <= number <= sys.float_info.max:  # torch.compile traces this, and not math.isfinite
+        raise ValueError(f"{op}: {name} must be a finite number, got {_shown(value)}")
+    return number
+
+
+def _shown(value: object) -> str:
+    """Its repr, which Python refuses for an integer of more than 4300 digits."""
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return f"an integer of {value.bit_length()} bits, more than a float holds"
+    return repr(value)
