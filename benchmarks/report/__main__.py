@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.predictions.devices import GPUS
 from benchmarks.records import FOLDER, ResultError, Run, all_runs
-from benchmarks.report import predicted, readme
+from benchmarks.report import readme
 from benchmarks.report.page import page
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +22,8 @@ def latest(runs: Sequence[Run]) -> list[Run]:
 
 
 def unmeasured(runs: Sequence[Run]) -> list[str]:
-    """The GPUs of interest that no run is of."""
-    return [gpu.name for gpu in GPUS if not any(gpu.name in run.device for run in runs)]
+    """What no run is of."""
+    return [] if any(run.kind == "cuda" for run in runs) else ["any GPU"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--out {options.out} is a folder: give the file that the page is to be, such as "
                              f"{options.out / 'benchmarks.html'}")  # fmt: skip
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page(runs, unmeasured(runs), predicted.section(runs)))
+        options.out.write_text(page(runs, unmeasured(runs)))
     except (ResultError, ValueError, OSError) as error:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 1

@@ -30,8 +30,8 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 """
 
 
-def page(runs: Sequence[Run], unmeasured: Sequence[str], predictions: str = "") -> str:
-    """The whole page: the latest run of each device at each size, the devices without one, predictions (HTML)."""
+def page(runs: Sequence[Run], unmeasured: Sequence[str]) -> str:
+    """The whole page: the latest run of each device at each size, and what has none."""
     missing = ""
     if unmeasured:
         missing = f"<p><strong>Not measured:</strong> {escape(', '.join(unmeasured))}.</p>"
@@ -46,7 +46,7 @@ def page(runs: Sequence[Run], unmeasured: Sequence[str], predictions: str = "") 
         "what the bytes and the operations of a row cost at the ceilings measured in the same run: the rate of a large "
         "copy and of a large matrix product; above 100 %, a row reached more than they did, as where all of it stays "
         "in the cache.</p>\n"
-        f"{missing}\n" + "\n".join(_run(run) for run in runs) + predictions + "\n</main></body></html>\n"
+        f"{missing}\n" + "\n".join(_run(run) for run in runs) + "\n</main></body></html>\n"
     )
 
 
