@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_flag, check_list, check_tensors, without_autocast
-from vitgan_kernels.modulated_siren import reference, registered
+from vitgan_kernels.modulated_siren import reference, torch_ops
 from vitgan_kernels.triton_support import INTERPRETED
 
 
@@ -185,7 +185,7 @@ LINEAR = Operator(
     "modulated_linear",
     _linear_arguments,
     [
-        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=False)),
+        Implementation("triton", torch_ops.modulated_linear, torch_ops.can_serve_linear(interpreted=False)),
         Implementation("reference", reference.modulated_linear, always),
     ],
 )
@@ -193,14 +193,14 @@ SIREN = Operator(
     "modulated_siren",
     _siren_arguments,
     [
-        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=False)),
+        Implementation("triton", torch_ops.modulated_siren, torch_ops.can_serve_siren(interpreted=False)),
         Implementation("reference", reference.modulated_siren, always),
     ],
 )
 if INTERPRETED:
     LINEAR.implementations.append(
-        Implementation("triton", registered.modulated_linear, registered.can_serve_linear(interpreted=True))
+        Implementation("triton", torch_ops.modulated_linear, torch_ops.can_serve_linear(interpreted=True))
     )
     SIREN.implementations.append(
-        Implementation("triton", registered.modulated_siren, registered.can_serve_siren(interpreted=True))
+        Implementation("triton", torch_ops.modulated_siren, torch_ops.can_serve_siren(interpreted=True))
     )

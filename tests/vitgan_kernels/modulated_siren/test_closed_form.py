@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from vitgan_kernels.modulated_siren.formulas import Stack, backward, double_backward
+from vitgan_kernels.modulated_siren.closed_form import Stack, backward, double_backward
 
 OMEGA = 1.3
 KINDS = [(True, True), (True, False), (False, True), (False, False)]

@@ -3,8 +3,8 @@
 `modulated_siren` is a stack of modulated layers, of which one is `modulated_linear`. scales (B, O) in float32, the
 demodulation, multiply the products before the biases; scales and biases are one a layer, or empty lists.
 `modulated_siren_backward` is its gradient: of x, the weights and the styles as `needed` says, and of all scales and
-biases, in one list. Both run Triton kernels. The gradient of the second is made of PyTorch operations (`formulas.py`),
-and so are all orders after it.
+biases, in one list. Both run Triton kernels. The gradient of the second is made of PyTorch operations
+(`closed_form.py`), and so are all orders after it.
 
 The demodulation itself is made of PyTorch operations too (`demodulation`), and autograd knows them: next to what the
 kernels do it is smaller by the number of points.
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vitgan_kernels import triton_support
 from vitgan_kernels.checks import without_autocast
-from vitgan_kernels.modulated_siren import formulas, plan
-from vitgan_kernels.modulated_siren.formulas import Stack
+from vitgan_kernels.modulated_siren import closed_form, plan
+from vitgan_kernels.modulated_siren.closed_form import Stack
 
 _STACK = "Tensor x, Tensor[] weights, Tensor[] styles, Tensor[] scales, Tensor[] biases, float omega, bool sine"
 _library = torch.library.Library("vitgan_kernels", "FRAGMENT")
@@ -181,7 +181,7 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         found = _unflat(flat, needed, stack)
     else:  # batched gradients, a torch.func transform or forward mode, which began after the forward pass
         with without_autocast(stack.x):
-            found = formulas.backward(grad, stack, ctx.omega, ctx.sine)
+            found = closed_form.backward(grad, stack, ctx.omega, ctx.sine)
     return found.x, found.weights, found.styles, found.scales, found.biases, None, None
 
 
@@ -196,7 +196,7 @@ def _gradient_of_gradient(ctx: Any, cotangents: list[Tensor | None]) -> tuple[An
     grad, stack = _saved(ctx, 1)
     with without_autocast(stack.x):
         tangents = _unflat(cotangents, ctx.needed, stack)
-        dgrad, found = formulas.double_backward(tangents, grad, stack, ctx.omega, ctx.sine)
+        dgrad, found = closed_form.double_backward(tangents, grad, stack, ctx.omega, ctx.sine)
     return dgrad, found.x, found.weights, found.styles, found.scales, found.biases, None, None, None
 
 
