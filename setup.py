@@ -5,6 +5,8 @@ One ninja file compiles each source and links them, so a second build compiles o
 if unset; "none" leaves CUDA out) and any newer. Where the extension or its CUDA part cannot be built, the package
 installs without, with one line that says what is missing (pip shows it with -v); VITGAN_REQUIRE_NATIVE=1 makes it an
 error to be without the extension. CXX, CXXFLAGS and LDFLAGS are respected.
+
+csrc/*.simd.cpp are compiled once for each level of csrc/levels.h whose flags the compiler knows.
 """
 
 import json
@@ -22,8 +24,15 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*.cpp"))
 CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*.cu"))
-# no -march: a wheel must run on machines other than the one that built it
-CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# no -march: a wheel runs on machines other than its builder; products and sums unfused, for the same bits everywhere
+CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
+# kernels fuse products and sums, and read no errno
+SIMD_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti"]
+OPTIONAL_SIMD_FLAGS = ["-Wno-psabi", "-fno-version-loops-for-strides"]  # GCC's own; the second from GCC 11
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+LEVELS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX}
 CUDA_FLAGS = ["-O3", "-std=c++17", "--threads", "0", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 CUDA_ARCHS = "80 90 100"
 
@@ -67,6 +76,23 @@ def cuda_architectures() -> list[str]:
     return archs
 
 
+def knows(compiler: list[str], flags: list[str]) -> bool:
+    """Whether the compiler takes the flags, for the machine that it compiles for."""
+    command = [*compiler, "-Werror", *flags, "-x", "c++", "-c", "-", "-o", os.devnull]
+    return subprocess.run(command, input=b"", capture_output=True, check=False).returncode == 0
+
+
+def known_levels(compiler: list[str]) -> dict[str, list[str]]:
+    """The levels that can be compiled, lowest first, with their flags."""
+    common = SIMD_FLAGS + [flag for flag in OPTIONAL_SIMD_FLAGS if knows(compiler, [flag])]
+    known = {}
+    for level, flags in LEVELS.items():
+        if not knows(compiler, flags):
+            break
+        known[level] = [*common, *flags, f"-DVITGAN_LEVEL={level}"]
+    return known
+
+
 def find_includes() -> list[str]:
     """Flags for the headers of Python and pybind11."""
     try:
@@ -99,15 +125,18 @@ def ninja_command(arguments: list[str]) -> str:
 
 
 def ninja_file(sources: list[str], cuda_sources: list[str], archs: list[str], target: str) -> str:
-    """The build as ninja reads it: one rule for each kind of source, one object for each source, one link."""
+    """The build as ninja reads it: a rule for each kind of source and each level, their objects, one link."""
     compiler = find_compiler()
     flags = [*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    levels = known_levels(compiler)
     # a JSON string of plain characters is also a C string
     defines = [f"-DVITGAN_CXX_FLAGS={json.dumps(shlex.join(flags))}"]
+    flags += [f"-DVITGAN_WITH_{level.upper()}" for level in levels if level != "generic"]
     linker_flags = shlex.split(os.environ.get("LDFLAGS", ""))
     depfile = ["-MMD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
     rules = {
         "cxx": [*compiler, *flags, *depfile],
+        **{level: [*compiler, *flags, *own, *depfile] for level, own in levels.items()},
         "link": [*compiler, "-shared", "-pthread", "-o", "$out", "$in", *linker_flags],
     }
     if archs:
@@ -131,11 +160,16 @@ def ninja_file(sources: list[str], cuda_sources: list[str], archs: list[str], ta
             lines += ["  depfile = $out.d", "  deps = gcc"]
     objects = []
     for source in [*sources, *(cuda_sources if archs else [])]:
-        name = Path(source)
-        rule = "nvcc" if name.suffix == ".cu" else "binding" if name.stem == "binding" else "cxx"
-        # the binding differs with and without CUDA, and a build that falls back from one to the other keeps both
-        objects.append(f"{name.stem}-{'-'.join([*archs, rule])}.o" if rule == "binding" else f"{name.name}.o")
-        lines.append(f"build {objects[-1]}: {rule} {source}")
+        name = Path(source).name
+        if name.endswith(".simd.cpp"):
+            rules_of_source = list(levels)
+        else:
+            rules_of_source = ["nvcc" if name.endswith(".cu") else "binding" if name.endswith("binding.cpp") else "cxx"]
+        for rule in rules_of_source:
+            # the binding differs with and without CUDA, and a build that falls back from one to the other keeps both
+            with_cuda = f"-{'-'.join(archs)}" if rule == "binding" and archs else ""
+            objects.append(f"{name}-{rule}{with_cuda}.o")
+            lines.append(f"build {objects[-1]}: {rule} {source}")
     lines.append(f"build {target}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

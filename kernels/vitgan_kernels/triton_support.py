@@ -30,11 +30,11 @@ def unable(*tensors: Tensor | None, interpreted: bool = False) -> str | None:
         return f"the tensors are on {first.device.type}; the kernels run on CUDA and ROCm devices"
     if first.dtype not in DTYPES:
         return f"the kernels take float16, bfloat16 and float32, not {str(first.dtype).removeprefix('torch.')}"
-    return _transform()
+    return transform()
 
 
-def _transform() -> str | None:
-    """A registered operator drops tangents without a word, so forward mode and torch.func never reach one."""
+def transform() -> str | None:
+    """Why no kernel may run now, if so: it would drop tangents, or know nothing of a transform, without a word."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active; the kernels serve reverse mode by torch.autograd"
     if forward_ad._current_level >= 0:
@@ -43,7 +43,7 @@ def _transform() -> str | None:
 
 
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo, and with it Triton, for everyone.
-_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def float32_precision() -> str:

@@ -17,7 +17,7 @@ from vitgan_kernels.l2_attention.layout import empty_like, empty_lse, row_sums
 
 
 def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor]:
-    """O (B, H, N, e) and the log-sum-exp (2, B, H, N) in float32, as `formulas.py` has it."""
+    """O (B, H, N, e) and the log-sum-exp (2, B, H, N) in float32, as `closed_form.py` has it."""
     out, lse = empty_like(q, v.shape[-1]), empty_lse(q)
     call = _Call(0, q, k, v, scale, euclidean)
     q, keys, v = _loadable(q, call.keys, v)

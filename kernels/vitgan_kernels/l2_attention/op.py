@@ -8,7 +8,7 @@ from torch import Tensor, broadcast_shapes
 from vitgan_kernels import triton_support
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
-from vitgan_kernels.l2_attention import reference, registered, tiles
+from vitgan_kernels.l2_attention import reference, tiles, torch_ops
 from vitgan_kernels.l2_attention.origin import centred
 from vitgan_kernels.l2_attention.reference import Metric
 
@@ -118,7 +118,7 @@ def _fused(q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None, metri
     heads, keys, values = (None if x is None else _two_leading(x, leading) for x in (q, k, v))
     assert heads is not None
     assert values is not None
-    out = registered.l2_attention(heads, keys, values, scale, metric == "euclidean")
+    out = torch_ops.l2_attention(heads, keys, values, scale, metric == "euclidean")
     return out.reshape(*leading, *out.shape[-2:])
 
 

@@ -2,7 +2,7 @@
 
 Rows are queries i, columns are keys j. A score is f(||q_i - k_j||^2): -scale * x for the squared distance,
 -scale * sqrt(x) for the distance itself. Scores and their log-sum-exp are in units of log2, so that probabilities are
-exp2. With the names of `formulas.py`, which has the mathematics:
+exp2. With the names of `closed_form.py`, which has the mathematics:
 
     slope    2 f'           a number for the squared distance, a tile otherwise; 0 where q_i = k_j
     e, f     slope * dS and what the second order has in its place; rounded to the inputs' dtype for the tensor cores

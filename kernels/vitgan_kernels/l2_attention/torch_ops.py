@@ -5,7 +5,7 @@
     vitgan_kernels::l2_attention_double_backward    the gradients of dO, q, k, v; it has none itself
 
 Tensors are (B, H, N, width); k is None where it is q, and its gradient then an empty tensor. On CUDA devices the Triton
-kernels run; on the CPU the closed forms of `formulas.py`, or the kernels where Triton's interpreter is on.
+kernels run; on the CPU the closed forms of `closed_form.py`, or the kernels where Triton's interpreter is on.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vitgan_kernels import triton_support
-from vitgan_kernels.l2_attention import formulas
+from vitgan_kernels.l2_attention import closed_form
 from vitgan_kernels.l2_attention.layout import empty_like, empty_lse
 
 LIBRARY = torch.library.Library("vitgan_kernels", "FRAGMENT")
@@ -53,7 +53,7 @@ def _on_cpu(name: str) -> Callable[..., tuple[Tensor, ...]]:
         first = _checked(args)
         if triton_support.INTERPRETED and first.dtype in triton_support.DTYPES:
             return _without_none(getattr(_kernels(), name)(*args))
-        results = _without_none(getattr(formulas, name)(*args))
+        results = _without_none(getattr(closed_form, name)(*args))
         return tuple(_laid_out(x, like) for x, like in zip(results, FAKES[name](*args), strict=True))
 
     return run

@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from vitgan_kernels import l2_attention, triton_support
 from vitgan_kernels.backends import BackendError
-from vitgan_kernels.l2_attention import registered
+from vitgan_kernels.l2_attention import torch_ops
 
 needs_triton = pytest.mark.skipif(not triton_support.INSTALLED, reason="Triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,7 +32,7 @@ def test_gradients_of_both_orders(tied: bool, euclidean: bool) -> None:
     inputs = (q, v) if k is None else (q, v, k)
 
     def call(q: Tensor, v: Tensor, k: Tensor | None = None) -> Tensor:
-        return registered.l2_attention(q, k, v, 0.3, euclidean)
+        return torch_ops.l2_attention(q, k, v, 0.3, euclidean)
 
     assert gradcheck(call, inputs)
     assert gradgradcheck(call, inputs)
@@ -42,7 +42,7 @@ def test_duplicate_tokens() -> None:
     q, _, v = tensors(tied=True, duplicates=True)
 
     def call(q: Tensor, v: Tensor) -> Tensor:
-        return registered.l2_attention(q, None, v, 0.3, False)
+        return torch_ops.l2_attention(q, None, v, 0.3, False)
 
     assert gradcheck(call, (q, v))
     assert gradgradcheck(call, (q, v))
@@ -56,7 +56,7 @@ def test_agrees_with_the_reference(duplicates: bool, euclidean: bool) -> None:
     metric = "euclidean" if euclidean else "sqeuclidean"
     results = []
     for out in (
-        registered.l2_attention(q, None, v, 0.3, euclidean),
+        torch_ops.l2_attention(q, None, v, 0.3, euclidean),
         l2_attention(q, None, v, scale=0.3, metric=metric, backend="reference"),  # type: ignore[arg-type]
     ):
         first = torch.autograd.grad(out.square().sum(), (q, v), create_graph=True)
@@ -72,13 +72,13 @@ def test_opcheck(tied: bool, euclidean: bool, dtype: torch.dtype) -> None:
     assert q is not None
     assert v is not None
     settings = (0.3, euclidean)
-    opcheck(registered.OPS.l2_attention.default, (q, k, v, *settings))
-    out, lse = (x.detach() for x in registered.OPS.l2_attention.default(q, k, v, *settings))
+    opcheck(torch_ops.OPS.l2_attention.default, (q, k, v, *settings))
+    out, lse = (x.detach() for x in torch_ops.OPS.l2_attention.default(q, k, v, *settings))
     grad = torch.randn_like(out, requires_grad=True)
-    opcheck(registered.OPS.l2_attention_backward.default, (grad, q, k, v, out, lse, *settings))
+    opcheck(torch_ops.OPS.l2_attention_backward.default, (grad, q, k, v, out, lse, *settings))
     cotangents = tuple(None if x is None else torch.randn_like(x) for x in (q, k, v))
     plain = tuple(None if x is None else x.detach() for x in (grad, q, k, v))
-    opcheck(registered.OPS.l2_attention_double_backward.default, (*cotangents, *plain, out, lse, *settings))
+    opcheck(torch_ops.OPS.l2_attention_double_backward.default, (*cotangents, *plain, out, lse, *settings))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -89,19 +89,19 @@ def test_results_are_laid_out_as_the_compiler_was_told(tied: bool, dtype: torch.
         [torch.randn(2, width, 5, 3, dtype=dtype).permute(0, 3, 2, 1) for width in (4, 4, 2)] for _ in range(2)
     )
     keys, keys_cotangent, settings = None if tied else k, None if tied else b, (0.3, False)
-    out, lse = registered.OPS.l2_attention.default(q, keys, v, *settings)
+    out, lse = torch_ops.OPS.l2_attention.default(q, keys, v, *settings)
     given = (torch.randn_like(out), q, keys, v, out, lse, *settings)
     for operator, arguments in (
-        (registered.OPS.l2_attention.default, (q, keys, v, *settings)),
-        (registered.OPS.l2_attention_backward.default, given),
-        (registered.OPS.l2_attention_double_backward.default, (a, keys_cotangent, c, *given)),
+        (torch_ops.OPS.l2_attention.default, (q, keys, v, *settings)),
+        (torch_ops.OPS.l2_attention_backward.default, given),
+        (torch_ops.OPS.l2_attention_double_backward.default, (a, keys_cotangent, c, *given)),
     ):
         opcheck(operator, arguments, test_utils="test_faketensor")
 
 
 def test_a_third_order_is_an_error() -> None:
     q, _, v = tensors(tied=True)
-    first = torch.autograd.grad(registered.l2_attention(q, None, v, 0.3, False).sum(), q, create_graph=True)[0]
+    first = torch.autograd.grad(torch_ops.l2_attention(q, None, v, 0.3, False).sum(), q, create_graph=True)[0]
     second = torch.autograd.grad(first.square().sum(), q, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="to order 2, and a third was asked for"):
         torch.autograd.grad(second.sum(), q)
@@ -128,7 +128,7 @@ def test_a_tangent_that_would_be_lost_is_an_error() -> None:
     assert q is not None
     assert v is not None
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="have no forward-mode derivative"):
-        registered.l2_attention(forward_ad.make_dual(q, q), None, v, 0.3, False)
+        torch_ops.l2_attention(forward_ad.make_dual(q, q), None, v, 0.3, False)
 
 
 @needs_triton
