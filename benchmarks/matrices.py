@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from vitgan.networks import build_discriminator
+from vitgan.models.build import build_discriminator
 from vitgan.presets import PRESETS
 
 

@@ -19,7 +19,7 @@ from benchmarks.peers.original_step import OriginalStep, draws, results, setting
 from benchmarks.records import Row
 from benchmarks.session import CLOCK, SECONDS, Session, show
 from benchmarks.timing import Call, take_turns
-from vitgan.adversarial import Adversarial
+from vitgan.training.state import Adversarial
 from vitgan_kernels import use_backend
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)

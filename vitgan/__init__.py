@@ -5,19 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitgan.models import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig, ImageGenerator
+    from vitgan.training.checkpoint import load_generator
 
-__all__ = ["Discriminator", "DiscriminatorConfig", "Generator", "GeneratorConfig", "ImageGenerator"]
-_MODULES = ("augment", "data", "losses", "metrics", "models")
+__all__ = ["Discriminator", "DiscriminatorConfig", "Generator", "GeneratorConfig", "ImageGenerator", "load_generator"]
+_ROOMS = ("data", "metrics", "models", "training")
 
 
 def __getattr__(name: str) -> Any:
     # PyTorch takes seconds to import: the command line answers, and can be interrupted, before that.
     if name in __all__:
-        return getattr(import_module("vitgan.models"), name)
-    if name in _MODULES:
+        home = "training.checkpoint" if name == "load_generator" else "models"
+        return getattr(import_module(f"vitgan.{home}"), name)
+    if name in _ROOMS:
         return import_module(f"vitgan.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__, *_ROOMS})

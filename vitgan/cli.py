@@ -18,7 +18,6 @@ COMMANDS = {
     "project": "find the latent whose image is most like a given one",
     "export": "write a trained generator as ONNX, and as safetensors with a model card",
     "classify": "train an image classifier on folders of classes, and predict with it",
-    "import-seed": "read a checkpoint of ViTGAN-pytorch, without running what is in it",
     "doctor": "say what is installed and built here, and check it against float64",
 }
 LINES = "\n".join(f"  vitgan {name:12}{what}" for name, what in COMMANDS.items())
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Callable[[list[str]], int]:
     """Imported when called: a command does not wait for, nor fail by, what another one needs."""
     with _interrupted_at_once():
-        command: Callable[[list[str]], int] = import_module(f"vitgan.commands.{name.replace('-', '_')}").main
+        command: Callable[[list[str]], int] = import_module(f"vitgan.commands.{name}").main
     return command
 
 

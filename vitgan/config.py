@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from vitgan.augment import AugmentConfig
 from vitgan.devices import check_threads
-from vitgan.losses import LossName
 from vitgan.models import (
     CnnDiscriminatorConfig,
     CnnGeneratorConfig,
@@ -20,6 +18,8 @@ from vitgan.models import (
     StyleGan2DiscriminatorConfig,
 )
 from vitgan.seeds import check_seed
+from vitgan.training.augment import AugmentConfig
+from vitgan.training.losses import LossName
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Config:
     """A training run."""
 
     preset: str = "tiny"
-    """Where all other values start from: tiny, cifar10, cifar10-hybrid, celeba64, lsun128 or seed-cifar10."""
+    """Where all other values start from: tiny, cifar10, cifar10-hybrid, celeba64, lsun128 or vitgan-pytorch-cifar10."""
     data: str = "shapes"
     """shapes, cifar10, hf:NAME, or the path of a folder or zip of images."""
     image_size: int = 32

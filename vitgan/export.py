@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from vitgan.atomic import atomic_write, whole_file
-from vitgan.checkpoint import GENERATOR, images_seen, load_config, load_generator, run_of
 from vitgan.config import Config, to_dict
 from vitgan.errors import VitganError
+from vitgan.files import atomic_write, whole_file
+from vitgan.training.checkpoint import GENERATOR, images_seen, load_config, load_generator, run_of
 from vitgan_kernels import use_backend
 
 WRITTEN = ("README.md", "config.json", "model.safetensors", "generator.onnx")
@@ -120,7 +120,7 @@ import json
 
 from safetensors.torch import load_file
 from vitgan.config import Config, from_dict
-from vitgan.networks import build_generator
+from vitgan.models.build import build_generator
 
 generator = build_generator(from_dict(Config, json.load(open("config.json"))))
 generator.load_state_dict(load_file("model.safetensors"))

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vitgan.atomic import whole_file
+from vitgan.files import whole_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """Endings of what `save_image` writes."""

@@ -1,8 +1,8 @@
 """The presets: complete configurations to start from."""
 
-from vitgan.augment import AugmentConfig
 from vitgan.config import Config, LossConfig, OptimiserConfig
 from vitgan.models import DiscriminatorConfig, GeneratorConfig
+from vitgan.training.augment import AugmentConfig
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(
@@ -55,8 +55,8 @@ PRESETS: dict[str, Config] = {
         generator=GeneratorConfig(patch_size=8, depth=6),
         discriminator=DiscriminatorConfig(patch_size=8, depth=6),
     ),
-    "seed-cifar10": Config(
-        preset="seed-cifar10",
+    "vitgan-pytorch-cifar10": Config(
+        preset="vitgan-pytorch-cifar10",
         data="cifar10",
         generator=GeneratorConfig(latent_dim=32, heads=4),
         discriminator=DiscriminatorConfig(heads=4),

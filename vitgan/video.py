@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitgan.atomic import whole_file
 from vitgan.errors import VitganError
+from vitgan.files import whole_file
 from vitgan.images import to_uint8
 
 MOVING = (".gif", ".mp4")

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from vitgan.adversarial import Adversarial
 from vitgan.config import Config, LossConfig
 from vitgan.presets import PRESETS
+from vitgan.training.state import Adversarial
 
 
 class LayerSpectralNorm(nn.Module):

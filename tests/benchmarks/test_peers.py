@@ -10,7 +10,7 @@ from benchmarks.cases import Case, Contender
 from benchmarks.measure import largest_error, measure
 from benchmarks.peers.original_step import OriginalStep, draws, results, settings, settled
 from benchmarks.records import Ceilings
-from vitgan.adversarial import Adversarial
+from vitgan.training.state import Adversarial
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(1e9, {"float32": 1e9})

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vitgan.adversarial import Adversarial
 from vitgan.config import Config, LossConfig
 from vitgan.data import TensorDataset
 from vitgan.models import DiscriminatorConfig, GeneratorConfig
-from vitgan.trainer import Trainer
+from vitgan.training.loop import Trainer
+from vitgan.training.state import Adversarial
 
 NANO = Config(
     data="nano",

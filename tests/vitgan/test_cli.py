@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from tests.vitgan.helpers import assert_same
-from vitgan.checkpoint import list_checkpoints, load_generator
 from vitgan.cli import main
+from vitgan.training.checkpoint import list_checkpoints, load_generator
 from vitgan_kernels.backends import BackendError
 
 NANO = shlex.split("""
@@ -231,7 +231,13 @@ def test_help_names_commands_presets_and_flags(capsys: pytest.CaptureFixture[str
         main(["train", "--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    for expected in ("seed-cifar10", "--resume", "--generator.omega", "--optimiser.ema-half-life", "--loss.bcr-real"):
+    for expected in (
+        "vitgan-pytorch-cifar10",
+        "--resume",
+        "--generator.omega",
+        "--optimiser.ema-half-life",
+        "--loss.bcr-real",
+    ):
         assert expected in text
 
 

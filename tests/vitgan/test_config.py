@@ -3,9 +3,9 @@ from collections.abc import Callable
 
 import pytest
 
-from vitgan.augment import AugmentConfig
 from vitgan.config import Config, LossConfig, OptimiserConfig, from_dict, to_dict
 from vitgan.presets import PRESETS
+from vitgan.training.augment import AugmentConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -29,7 +29,7 @@ def test_the_paper_s_settings() -> None:
 
 
 def test_the_original_implementation_s_settings() -> None:
-    config = PRESETS["seed-cifar10"]
+    config = PRESETS["vitgan-pytorch-cifar10"]
     assert (config.generator.latent_dim, config.generator.heads, config.generator.depth) == (32, 4, 4)
     assert config.optimiser.g_lr == config.optimiser.d_lr == 1e-3
 

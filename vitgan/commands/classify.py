@@ -14,15 +14,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitgan.atomic import atomic_write
-from vitgan.classifier import Classifier, confusion, fit, split
 from vitgan.data import ImageDataset, open_dataset
-from vitgan.data.archives import Archive, Folder, SingleFile, is_image
-from vitgan.data.files import ImageFiles
+from vitgan.data.decoded import ImageFiles
+from vitgan.data.sources import Archive, Folder, SingleFile, is_image
 from vitgan.devices import pick_device, use_threads
+from vitgan.files import atomic_write
 from vitgan.images import from_uint8, save_image
 from vitgan.models import DiscriminatorConfig
 from vitgan.seeds import check_seed
+from vitgan.training.classifier import Classifier, confusion, fit, split
 
 PICTURE_SIDE = 256
 DARKEST = 0.15

@@ -9,12 +9,12 @@ from pathlib import Path
 import tyro
 from rich.progress import Progress
 
-from vitgan.checkpoint import images_seen, latest_checkpoint, load_config, load_generator, run_of
 from vitgan.data import open_dataset
 from vitgan.devices import pick_device
 from vitgan.metrics.features import NetworkName, load_network
 from vitgan.metrics.scores import Scorer
 from vitgan.seeds import check_seed
+from vitgan.training.checkpoint import images_seen, latest_checkpoint, load_config, load_generator, run_of
 
 SCORES = "scores.jsonl"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from vitgan.checkpoint import latest_checkpoint
 from vitgan.export import export_onnx, export_safetensors
+from vitgan.training.checkpoint import latest_checkpoint
 
 
 @dataclass(frozen=True)

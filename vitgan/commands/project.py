@@ -8,13 +8,13 @@ import torch
 import tyro
 from rich.progress import Progress
 
-from vitgan.checkpoint import load_generator
 from vitgan.data import DataError
 from vitgan.data.decode import decode_image
 from vitgan.devices import pick_device
 from vitgan.images import check_picture, from_uint8, grid, save_image
 from vitgan.projection import project
 from vitgan.seeds import check_seed
+from vitgan.training.checkpoint import load_generator
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from vitgan.atomic import atomic_write
-from vitgan.checkpoint import latest_checkpoint, load_config, load_generator, run_of
 from vitgan.devices import pick_device
+from vitgan.files import atomic_write
 from vitgan.images import PICTURES, check_picture, grid, save_image, to_uint8
 from vitgan.models import ImageGenerator
+from vitgan.training.checkpoint import latest_checkpoint, load_config, load_generator, run_of
 from vitgan.video import MOVING, check_fps, save_video
 
 WRITE_BATCH = 256

@@ -1,13 +1,13 @@
 """vitgan train."""
 
-from vitgan.adversarial import Adversarial
 from vitgan.data import open_dataset
 from vitgan.devices import pick_device, use_threads
-from vitgan.distributed import torchrun_ranks
-from vitgan.loggers import import_wandb
-from vitgan.runs import new_run_directory
-from vitgan.settings import read_settings, with_classes
-from vitgan.trainer import Trainer
+from vitgan.training.distributed import torchrun_ranks
+from vitgan.training.logging import import_wandb
+from vitgan.training.loop import Trainer
+from vitgan.training.runs import new_run_directory
+from vitgan.training.settings import read_settings, with_classes
+from vitgan.training.state import Adversarial
 
 
 def main(arguments: list[str]) -> int:

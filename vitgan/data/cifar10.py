@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitgan.atomic import atomic_write
 from vitgan.data.base import DataError, TensorDataset
 from vitgan.data.decode import fit_image
 from vitgan.data.progress import progress_line
+from vitgan.files import atomic_write
 
 # The binary edition: the same images as the Python one, and no pickle to trust.
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

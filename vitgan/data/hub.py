@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from vitgan.data.archives import Member
 from vitgan.data.base import DataError
 from vitgan.data.labels import Labels
+from vitgan.data.sources import Member
 
 
 class HubImages:

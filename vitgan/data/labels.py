@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 import torch
 from torch import Tensor
 
-from vitgan.data.archives import LABEL_FILE, Folder, Zip
 from vitgan.data.base import DataError
+from vitgan.data.sources import LABEL_FILE, Folder, Zip
 
 Labels = tuple[Tensor, list[str]] | None
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vitgan.atomic import atomic_write
 from vitgan.data import ImageDataset, user_cache
+from vitgan.files import atomic_write
 from vitgan.images import to_uint8
 from vitgan.metrics.distributions import frechet_distance, inception_score, kernel_distance, moments, precision_recall
 from vitgan.metrics.features import FeatureNetwork

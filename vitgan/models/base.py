@@ -163,8 +163,8 @@ class ImageGenerator(nn.Module):
         Raises:
             CheckpointError: there is none at `path`, it is damaged, or it is a generator of another kind.
         """
-        from vitgan.checkpoint import load_generator  # here, because it imports this module
         from vitgan.errors import CheckpointError
+        from vitgan.training.checkpoint import load_generator  # here, because it imports this module
 
         generator = load_generator(path, device=device)
         if not isinstance(generator, cls):

@@ -96,7 +96,7 @@ def test_a_run_from_images_on_its_device_is_the_same_run(tmp_path: Path, monkeyp
         kept.append(DeviceDataset(source, where))
         return kept[-1]
 
-    monkeypatch.setattr("vitgan.trainer.keep_on_device", keep)
+    monkeypatch.setattr("vitgan.training.loop.keep_on_device", keep)
     second, _ = trainer(tmp_path / "parts")
     second.train()
     assert kept

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
-from vitgan.losses import gradient_penalty
 from vitgan.models import Discriminator, DiscriminatorConfig
+from vitgan.training.losses import gradient_penalty
 
 SMALL = DiscriminatorConfig(patch_size=4, dim=8, depth=2, heads=2)
 

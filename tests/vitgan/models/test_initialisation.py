@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vitgan.losses import discriminator_loss
 from vitgan.models import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
-from vitgan.networks import build_discriminator, build_generator
+from vitgan.models.build import build_discriminator, build_generator
 from vitgan.presets import PRESETS
+from vitgan.training.losses import discriminator_loss
 
 HEADS: list[dict[str, Any]] = [
     {"head": "linear"},

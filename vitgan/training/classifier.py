@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitgan.atomic import atomic_write
-from vitgan.checkpoint import CLASSIFIER, TRAINING, first_misfit, latest_checkpoint, load_config, run_of
 from vitgan.config import from_dict
 from vitgan.data import ImageDataset
 from vitgan.errors import CheckpointError
+from vitgan.files import atomic_write
 from vitgan.images import from_uint8
 from vitgan.models import Discriminator, DiscriminatorConfig
+from vitgan.training.checkpoint import CLASSIFIER, TRAINING, first_misfit, latest_checkpoint, load_config, run_of
 
 WEIGHTS = "classifier.safetensors"
 PROGRESS_EVERY = 10

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tests.vitgan.helpers import batch, dataset, everything, nano
-from vitgan.adversarial import Adversarial
-from vitgan.augment import AugmentConfig
 from vitgan.config import LossConfig
 from vitgan.data import BatchStream, DeviceDataset, keep_on_device
+from vitgan.training.augment import AugmentConfig
+from vitgan.training.state import Adversarial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
-from vitgan.augment import DiffAugment
 from vitgan.config import Config
-from vitgan.distributed import Ranks
-from vitgan.networks import build_discriminator, build_generator, images_compared
-from vitgan.objectives import Loss, Objectives
+from vitgan.models.build import build_discriminator, build_generator, images_compared
+from vitgan.training.augment import DiffAugment
+from vitgan.training.distributed import Ranks
+from vitgan.training.objectives import Loss, Objectives
 
 HISTORY_TURNOVER = 0.01
 """Chance of an image of the history to give its place to a new one at a step: they are 100 steps old on average."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitgan.losses import consistency, discriminator_loss, generator_loss, gradient_penalty
+from vitgan.training.losses import consistency, discriminator_loss, generator_loss, gradient_penalty
 
 REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([-3.0, 0.5])
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from tests.vitgan.helpers import assert_same, dataset, everything, nano, trainer
-from vitgan.checkpoint import list_checkpoints, load_checkpoint, load_generator, save_config
 from vitgan.cli import main
 from vitgan.data import DataError, ImageDataset, TensorDataset
 from vitgan.errors import CheckpointError, TrainingError
-from vitgan.trainer import Trainer
+from vitgan.training.checkpoint import list_checkpoints, load_checkpoint, load_generator, save_config
+from vitgan.training.loop import Trainer
 
-# SIGTERM, Ctrl-C and NaN: test_cli.py and test_trainer.py; a process that dies: test_distributed.py.
+# SIGTERM, Ctrl-C and NaN: test_cli.py and test_loop.py; a process that dies: test_distributed.py.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
@@ -73,7 +73,7 @@ def test_a_file_that_breaks_while_training_is_named_in_one_line_or_two(
     """Images too many for memory are decoded as they are needed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("vitgan.data.files.IN_MEMORY_LIMIT", 0)
+    monkeypatch.setattr("vitgan.data.decoded.IN_MEMORY_LIMIT", 0)
     (tmp_path / "data").mkdir()
     for number in range(8):
         Image.new("RGB", (8, 8), (30 * number, 0, 0)).save(tmp_path / "data" / f"{number}.png")
@@ -107,7 +107,7 @@ def test_a_full_disk_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def save() -> Path:
         if job.training.images >= 24:
-            monkeypatch.setattr("vitgan.checkpoint.synced_write", full_disk)
+            monkeypatch.setattr("vitgan.training.checkpoint.synced_write", full_disk)
         return real_save()
 
     job._save = save  # type: ignore[method-assign]

@@ -9,17 +9,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitgan.adversarial import Adversarial
 from vitgan.config import Config
 from vitgan.data import ImageDataset
-from vitgan.evaluate import Evaluator
 from vitgan.images import grid, save_image
-from vitgan.loggers import Loggers, read_metrics
+from vitgan.metrics.evaluate import Evaluator
 from vitgan.metrics.features import load_network
 from vitgan.metrics.scores import Scorer
 from vitgan.progress import TrainingProgress
-from vitgan.stopwatch import Stopwatch
-from vitgan.tracing import StepTracer
+from vitgan.training.logging import Loggers, read_metrics
+from vitgan.training.state import Adversarial
+from vitgan.training.stopwatch import Stopwatch
+from vitgan.training.tracing import StepTracer
 
 SAMPLES = "samples"
 GRID_SIDE = 8

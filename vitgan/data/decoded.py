@@ -11,8 +11,6 @@ import PIL
 import torch
 from torch import Tensor
 
-from vitgan.atomic import atomic_write
-from vitgan.data.archives import Archive
 from vitgan.data.base import (
     IN_MEMORY_LIMIT,
     DataError,
@@ -25,7 +23,9 @@ from vitgan.data.base import (
 from vitgan.data.decode import decode_image
 from vitgan.data.labels import Labels
 from vitgan.data.progress import progress_line
+from vitgan.data.sources import Archive
 from vitgan.data.workers import core_count, map_in_workers
+from vitgan.files import atomic_write
 
 WORTH_KEEPING_SECONDS = 2.0
 """What was decoded faster than this is not kept on disk."""

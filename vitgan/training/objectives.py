@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitgan.augment import DiffAugment
 from vitgan.config import LossConfig
-from vitgan.losses import (
+from vitgan.training.augment import DiffAugment
+from vitgan.training.losses import (
     consistency,
     discriminator_loss,
     generator_loss,

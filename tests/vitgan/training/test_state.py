@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from tests.vitgan.helpers import NANO, assert_same, batch, everything, nano, training
-from vitgan.adversarial import Adversarial
-from vitgan.augment import AugmentConfig
 from vitgan.config import LossConfig, OptimiserConfig
+from vitgan.training.augment import AugmentConfig
+from vitgan.training.state import Adversarial
 from vitgan_kernels.spectral_norm import group as group_file
 
 NO_AUGMENTATION = AugmentConfig(translation=0, color=0, cutout=0, scaling=0)

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 
 from tests.vitgan.helpers import trainer
-from vitgan.tracing import STEPS, TRACE
+from vitgan.training.tracing import STEPS, TRACE
 
 
 def test_a_profile_says_where_the_time_goes_and_leaves_a_trace(tmp_path: Path) -> None:

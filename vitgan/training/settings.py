@@ -9,13 +9,15 @@ from pathlib import Path
 
 import tyro
 
-from vitgan.checkpoint import load_config
 from vitgan.config import Config, differences, from_dict, is_name
 from vitgan.data import ImageDataset
 from vitgan.presets import PRESETS
-from vitgan.runs import check_resumable, newest_run
+from vitgan.training.checkpoint import load_config
+from vitgan.training.runs import check_resumable, newest_run
 
 AUTO = "auto"
+RENAMED = {"seed-cifar10": "vitgan-pytorch-cifar10"}
+"""Presets under the names that configurations of earlier releases may have."""
 DESCRIPTION = f"""\
 Train a ViTGAN. --preset NAME chooses where all values start from: {", ".join(PRESETS)} (default tiny: coloured
 shapes, five minutes on a laptop). --config FILE, a .toml or .json with the same names as the flags, changes some of
@@ -96,6 +98,7 @@ def with_classes(config: Config, dataset: ImageDataset) -> Config:
 
 
 def _preset(name: str) -> Config:
+    name = RENAMED.get(name, name)
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.vitgan.helpers import nano
-from vitgan.checkpoint import save_config
 from vitgan.config import Config
 from vitgan.data import TensorDataset
 from vitgan.errors import TrainingError
 from vitgan.presets import PRESETS
-from vitgan.runs import new_run_directory
-from vitgan.settings import read_settings, with_classes
+from vitgan.training.checkpoint import save_config
+from vitgan.training.runs import new_run_directory
+from vitgan.training.settings import read_settings, with_classes
 
 
 @pytest.fixture
@@ -131,7 +131,9 @@ def test_resume_auto_starts_then_goes_on_with_the_same_command_line(here: Path) 
     save_config(first.config, run)
     assert read_settings([*command[:3], "24"]).resume == run
     assert read_settings([*command[:3], "24"]).config.images == 24
-    assert read_settings(["--resume", "auto", "--preset", "seed-cifar10"]).resume is None, "another kind of run"
+    assert read_settings(["--resume", "auto", "--preset", "vitgan-pytorch-cifar10"]).resume is None, (
+        "another kind of run"
+    )
     with pytest.raises(TrainingError, match="batch_size cannot change"):
         read_settings([*command, "--batch-size", "2"])
 

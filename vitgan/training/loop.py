@@ -12,8 +12,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from vitgan.adversarial import Adversarial
-from vitgan.checkpoint import (
+from vitgan.config import Config
+from vitgan.data import BatchStream, DataError, ImageDataset, keep_on_device
+from vitgan.devices import copy_to
+from vitgan.errors import CheckpointError, TrainingError, ran_out_of_memory
+from vitgan.images import from_uint8
+from vitgan.training.checkpoint import (
     CONFIG,
     latest_checkpoint,
     list_checkpoints,
@@ -21,15 +25,11 @@ from vitgan.checkpoint import (
     save_checkpoint,
     save_config,
 )
-from vitgan.config import Config
-from vitgan.data import BatchStream, DataError, ImageDataset, keep_on_device
-from vitgan.devices import copy_to
-from vitgan.distributed import LostContactError
-from vitgan.errors import CheckpointError, TrainingError, ran_out_of_memory
-from vitgan.images import from_uint8
-from vitgan.reporting import Reporter
-from vitgan.runs import only_process_in
-from vitgan.stopwatch import Stopwatch
+from vitgan.training.distributed import LostContactError
+from vitgan.training.reporting import Reporter
+from vitgan.training.runs import only_process_in
+from vitgan.training.state import Adversarial
+from vitgan.training.stopwatch import Stopwatch
 
 
 class Ending(IntEnum):

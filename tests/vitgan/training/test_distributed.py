@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.vitgan.helpers import batch
-from vitgan.checkpoint import list_checkpoints, load_generator
-from vitgan.distributed import Ranks, torchrun_ranks
+from vitgan.training.checkpoint import list_checkpoints, load_generator
+from vitgan.training.distributed import Ranks, torchrun_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 

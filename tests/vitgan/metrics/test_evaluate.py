@@ -7,8 +7,8 @@ from torch import Tensor
 
 from tests.vitgan.helpers import dataset, nano
 from vitgan.data import Shapes, TensorDataset
-from vitgan.evaluate import Evaluator
 from vitgan.images import from_uint8
+from vitgan.metrics.evaluate import Evaluator
 from vitgan.models import Generator, GeneratorConfig
 from vitgan.seeds import SEEDS, another_seed
 

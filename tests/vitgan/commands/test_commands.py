@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vitgan.checkpoint import load_generator
 from vitgan.cli import main
 from vitgan.commands import sample
 from vitgan.config import Config, from_dict
 from vitgan.errors import VitganError
 from vitgan.images import save_image
-from vitgan.networks import build_generator
+from vitgan.models.build import build_generator
 from vitgan.projection import difference, project
+from vitgan.training.checkpoint import load_generator
 from vitgan.video import _frames_of, save_video
 
 NANO = shlex.split("""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vitgan.atomic import atomic_write
 from vitgan.config import Config, to_dict
 from vitgan.errors import TrainingError
+from vitgan.files import atomic_write
 from vitgan.images import to_uint8
 
 METRICS = "metrics.jsonl"

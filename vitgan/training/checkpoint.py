@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vitgan.adversarial import Adversarial
-from vitgan.atomic import atomic_write, sync_folder, synced_write
 from vitgan.config import Config, from_dict, to_dict
 from vitgan.errors import CheckpointError
+from vitgan.files import atomic_write, sync_folder, synced_write
 from vitgan.models import ImageGenerator
-from vitgan.networks import build_generator
+from vitgan.models.build import build_generator
+from vitgan.training.state import Adversarial
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"

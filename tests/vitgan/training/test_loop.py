@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from tests.vitgan.helpers import assert_same, dataset, everything, nano, trainer
-from vitgan.adversarial import Adversarial
-from vitgan.checkpoint import list_checkpoints
 from vitgan.data import TensorDataset
-from vitgan.distributed import Ranks
 from vitgan.errors import CheckpointError, TrainingError
-from vitgan.loggers import read_metrics
-from vitgan.runs import new_run_directory, newest_run, only_process_in
-from vitgan.trainer import Ending
+from vitgan.training.checkpoint import list_checkpoints
+from vitgan.training.distributed import Ranks
+from vitgan.training.logging import read_metrics
+from vitgan.training.loop import Ending
+from vitgan.training.runs import new_run_directory, newest_run, only_process_in
+from vitgan.training.state import Adversarial
 
 
 def test_a_run_leaves_configuration_numbers_pictures_and_checkpoints(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_device_s_time_is_the_steps_time(tmp_path: Path, monkeypatch: pytest
         nonlocal clock
         clock += 5
 
-    monkeypatch.setattr("vitgan.stopwatch.wait_for", wait)
+    monkeypatch.setattr("vitgan.training.stopwatch.wait_for", wait)
     monkeypatch.setattr(time, "perf_counter", lambda: clock)
     assert job.train()
     assert job.stopwatch.seconds == clock - 1000 > 0

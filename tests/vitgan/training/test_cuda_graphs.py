@@ -12,12 +12,12 @@ from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.vitgan.helpers import assert_same, batch, everything, nano, training
-from vitgan import objectives
-from vitgan.adversarial import Adversarial
-from vitgan.augment import DiffAugment
 from vitgan.config import LossConfig
 from vitgan.models import StyleGan2DiscriminatorConfig
-from vitgan.networks import build_discriminator, build_generator
+from vitgan.models.build import build_discriminator, build_generator
+from vitgan.training import objectives
+from vitgan.training.augment import DiffAugment
+from vitgan.training.state import Adversarial
 
 Graph = Callable[[list[Any]], Sequence[Any]]
 

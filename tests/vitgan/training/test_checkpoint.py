@@ -12,7 +12,8 @@ import torch
 
 from tests.vitgan.helpers import assert_same, batch, everything, nano, training
 from vitgan import Generator
-from vitgan.checkpoint import (
+from vitgan.errors import CheckpointError
+from vitgan.training.checkpoint import (
     first_misfit,
     images_seen,
     latest_checkpoint,
@@ -23,7 +24,6 @@ from vitgan.checkpoint import (
     save_checkpoint,
     save_config,
 )
-from vitgan.errors import CheckpointError
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.vitgan.helpers import NANO, assert_same, batch, everything, training
-from vitgan import objectives
-from vitgan.adversarial import Adversarial
 from vitgan.config import Config, LossConfig
-from vitgan.losses import sameness
 from vitgan.models import CnnDiscriminatorConfig, CnnGeneratorConfig, StyleGan2DiscriminatorConfig
+from vitgan.training import objectives
+from vitgan.training.losses import sameness
+from vitgan.training.state import Adversarial
 
 SMALL: dict[str, Any] = {
     "cnn_generator": CnnGeneratorConfig(latent_dim=8, width=4, max_width=8),
@@ -87,7 +87,7 @@ def test_the_history_keeps_images_of_earlier_steps_and_gives_places_to_new_ones(
     _, second_fake, shown = seen.images[1].chunk(3)
     assert torch.equal(shown, first_fake)
     assert not torch.equal(shown, second_fake)
-    monkeypatch.setattr("vitgan.adversarial.HISTORY_TURNOVER", 0.5)
+    monkeypatch.setattr("vitgan.training.state.HISTORY_TURNOVER", 0.5)
     kept = 0.0
     for number in range(2, 27):
         before = seen.images[-1].chunk(3)[2]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from vitgan.augment import DRAWS, AugmentConfig, DiffAugment, Operation, color, cutout, scale, translate
+from vitgan.training.augment import DRAWS, AugmentConfig, DiffAugment, Operation, color, cutout, scale, translate
 
 OPERATIONS: list[Operation] = [color, scale, translate, cutout]
 NONE = AugmentConfig(translation=0, color=0, cutout=0, scaling=0)

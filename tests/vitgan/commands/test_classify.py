@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vitgan.classifier import Classifier, confusion, fit, learning_rate, split
 from vitgan.cli import main
 from vitgan.commands.classify import _print_matrix, attention_picture
 from vitgan.data import Shapes, TensorDataset
 from vitgan.images import from_uint8
 from vitgan.models import DiscriminatorConfig
+from vitgan.training.classifier import Classifier, confusion, fit, learning_rate, split
 from vitgan_kernels.reference import l2_attention
 
 CONFIG = DiscriminatorConfig(patch_size=4, dim=16, depth=1, heads=2)
@@ -107,7 +107,7 @@ def test_an_encoder_from_a_trained_discriminator(here: Path, capsys: pytest.Capt
 
 def test_the_encoder_s_weights_are_the_discriminator_s(here: Path) -> None:
     from tests.vitgan.helpers import batch, nano, training
-    from vitgan.checkpoint import save_checkpoint, save_config
+    from vitgan.training.checkpoint import save_checkpoint, save_config
 
     state = training()
     state.step(batch(0))
