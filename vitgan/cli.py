@@ -96,7 +96,7 @@ def _of_the_system(error: OSError) -> str:
         return str(error)
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
     what_to_do = REMEDIES.get(error.errno, "choose another place")
-    return f"{place}: {os.strerror(error.errno).lower()}: {what_to_do}"
+    return f"{place}: {(error.strerror or os.strerror(error.errno)).lower()}: {what_to_do}"
 
 
 def _explained(error: RuntimeError | MemoryError) -> str:

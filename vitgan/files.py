@@ -1,14 +1,39 @@
-"""Files that are there whole or not at all; those of `atomic_write` also after a crash of the machine."""
+"""Reading files that end, and writing files that are there whole or not at all.
+
+Those of `atomic_write` are so also after a crash of the machine.
+"""
 
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def regular(path: Path) -> os.stat_result:
+    """The status of a file. OSError unless it is one that ends: to read a pipe or a device may take for ever."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise OSError(errno.EINVAL, f"it is {kind}, and a file is needed", str(path))
+    return status
+
+
+def read_file(path: Path, most: int = 2**40) -> bytes:
+    """The content of a regular file. OSError where it is none, or larger than `most` bytes."""
+    check_size(path, regular(path).st_size, most)
+    return path.read_bytes()
+
+
+def check_size(path: Path | str, size: int, most: int) -> None:
+    """OSError where a file of that size is too large to read."""
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read", str(path))
 
 
 @contextmanager

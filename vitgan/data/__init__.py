@@ -57,7 +57,7 @@ def open_dataset(
         hub = HubImages(source.removeprefix("hf:"))
         files = ImageFiles(hub, image_size, channels, name=source, labels=hub.labels)
         return load_files(files, cache)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (which leaves ~nobody as it is)
     if not source or not path.exists():
         raise DataError(
             f"no data at {source!r}: no such folder or .zip, nor is it one of 'shapes', 'cifar10', 'hf:NAME': name "

@@ -27,6 +27,7 @@ class ImageDataset:
         in_memory: whether `fetch` costs next to nothing, so that no worker process is worth its core.
         labels: (N,) int64 class indices, or None where the source tells no classes.
         class_names: a name for each class index, or None.
+        left_out: a word on files of the source that are not used.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageDataset:
     in_memory: bool = True
     labels: Tensor | None = None
     class_names: list[str] | None = None
+    left_out: str = ""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -51,7 +53,15 @@ class ImageDataset:
 
     def __repr__(self) -> str:
         size = self.image_size
-        return f"{type(self).__name__}({self.name!r}, {len(self)} images, {self.channels} x {size} x {size})"
+        words = [f"{self.name!r}, {len(self)} images, {self.channels} x {size} x {size}"]
+        if self.labels is not None:
+            counts = torch.bincount(self.labels, minlength=len(self.class_names or [])).tolist()
+            names = self.class_names or range(len(counts))
+            each = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+            words.append(f"{len(each)} classes: {', '.join(each[:12])}{', ...' * (len(each) > 12)}")
+        if self.left_out:
+            words.append(f"left out: {self.left_out}")
+        return f"{type(self).__name__}({'; '.join(words)})"
 
 
 class TensorDataset(ImageDataset):

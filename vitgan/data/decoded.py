@@ -45,6 +45,7 @@ class ImageFiles(ImageDataset):
         self.name = name
         self.image_size = image_size
         self.channels = channels
+        self.left_out = archive.left_out
         if labels is not None:
             self.labels, self.class_names = labels
 
@@ -106,7 +107,9 @@ def load_files(files: ImageFiles, cache: Path) -> ImageDataset:
             _keep(kept, images)
     if not fits:
         return files
-    return TensorDataset(images, name=files.name, labels=files.labels, class_names=files.class_names)
+    dataset = TensorDataset(images, name=files.name, labels=files.labels, class_names=files.class_names)
+    dataset.left_out = files.left_out
+    return dataset
 
 
 def decode_all(files: ImageFiles, out: Tensor | None) -> None:

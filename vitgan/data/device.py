@@ -25,7 +25,7 @@ class DeviceDataset(ImageDataset):
     def __init__(self, dataset: ImageDataset, device: torch.device) -> None:
         self.name = dataset.name
         self.image_size, self.channels = dataset.image_size, dataset.channels
-        self.labels, self.class_names = dataset.labels, dataset.class_names
+        self.labels, self.class_names, self.left_out = dataset.labels, dataset.class_names, dataset.left_out
         shape = (len(dataset), self.channels, self.image_size, self.image_size)
         self.images = torch.empty(shape, dtype=torch.uint8, device=device)
         for span in torch.arange(len(dataset)).split(_CHUNK):

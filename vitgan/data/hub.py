@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitgan.data.base import DataError
-from vitgan.data.labels import Labels
+from vitgan.data.labels import Labels, number_classes
 from vitgan.data.sources import Member
 
 
@@ -19,6 +17,7 @@ class HubImages:
         except ImportError:
             raise DataError(f"hf:{dataset_name} needs the `datasets` library: pip install 'vitgan[data]'") from None
         self.title = f"hf:{dataset_name}"
+        self.left_out = ""
         try:
             split = datasets.load_dataset(dataset_name, split="train")
         except Exception as error:  # network, name, licence gate, format: the library has an exception for each
@@ -47,5 +46,6 @@ def _labels(datasets: Any, split: Any) -> Labels:
     for name, kind in split.features.items():
         if isinstance(kind, datasets.ClassLabel):
             # This column alone: a row of all columns would decode its image.
-            return torch.tensor(split.select_columns([name])[:][name]), list(kind.names)
+            values = list(split.select_columns([name])[:][name])
+            return None if None in values else number_classes(values, dict(enumerate(kind.names)))
     return None

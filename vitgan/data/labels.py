@@ -1,7 +1,9 @@
 """Classes of images, from a list beside them or from the folders they lie in."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +17,34 @@ Labels = tuple[Tensor, list[str]] | None
 def read_labels(archive: Folder | Zip) -> Labels:
     """Class indices (N,) int64 in the order of the members, and names of the classes; None if nothing tells.
 
-    A `dataset.json` with {"labels": [[member, class index], ...]} decides; "labels": null says that there are
-    none. Without one, a class is the folder at the top, past those that hold everything, provided that every
-    image lies in one.
+    A `dataset.json` above all images, with {"labels": [[member, class index], ...]}, decides; "labels": null says
+    that there are none. Class indices that no image has are left out. Without one, a class is the folder at the top,
+    past those that hold everything, provided that every image lies in one.
     """
     names = [member.name for member in archive.members]
     folders = _top_folders(names)
-    if archive.has_labels:
-        listed = _read_list(archive)
-        if listed is not None:
-            return _from_list(archive.title, names, listed, folders)
-        return None
-    if folders is None:
-        return None
-    classes = sorted(set(folders))
-    number = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([number[folder] for folder in folders]), classes
+    if archive.label_file is not None:
+        listed = _read_list(archive, archive.label_file)
+        return None if listed is None else _from_list(archive.title, archive.label_file, names, listed, folders)
+    return None if folders is None else number_classes(folders, {})
 
 
-def _read_list(archive: Folder | Zip) -> dict[str, int] | None:
-    where = f"{archive.title}: {LABEL_FILE}"
+def number_classes(values: Sequence[Any], names: Mapping[Any, str]) -> tuple[Tensor, list[str]]:
+    """Numbers (N,) int64 of the classes that have images, in the order of the values; and their names."""
+    classes = sorted(set(values))
+    number = {value: i for i, value in enumerate(classes)}
+    return torch.tensor([number[value] for value in values]), [names.get(value, str(value)) for value in classes]
+
+
+def _read_list(archive: Folder | Zip, label_file: str) -> dict[str, int] | None:
+    where = f"{archive.title}: {label_file}"
+    folder = label_file.removesuffix(LABEL_FILE)
     try:
-        labels = json.loads(archive.read(LABEL_FILE))["labels"]
-        return None if labels is None else {str(name): _index(value) for name, value in labels}
-    except (ValueError, KeyError, TypeError) as error:
+        labels = json.loads(archive.read(label_file))["labels"]
+        if labels is None:
+            return None
+        return {folder + str(name).replace("\\", "/"): _index(value) for name, value in labels}
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise DataError(
             f'{where} cannot be used ({error!r}); remove it, or write {{"labels": [["a/b.png", 0], ...]}}'
         ) from None
@@ -50,21 +56,20 @@ def _index(value: object) -> int:
     return value
 
 
-def _from_list(title: str, names: list[str], listed: dict[str, int], folders: list[str] | None) -> Labels:
+def _from_list(
+    title: str, label_file: str, names: list[str], listed: dict[str, int], folders: list[str] | None
+) -> Labels:
     missing = [name for name in names if name not in listed]
     if missing:
         raise DataError(
-            f"{title}: {LABEL_FILE} has no label for {len(missing)} of {len(names)} images, "
+            f"{title}: {label_file} has no label for {len(missing)} of {len(names)} images, "
             f"such as {missing[0]}; add them to it, or remove it"
         )
     labels = [listed[name] for name in names]
-    classes = [str(i) for i in range(max(labels) + 1)]
     # Where each folder has one class of its own, its name says more than a number.
-    pairs = set(zip(folders, labels, strict=True)) if folders else set()
-    if len({folder for folder, _ in pairs}) == len({label for _, label in pairs}) == len(pairs):
-        for folder, label in pairs:
-            classes[label] = folder
-    return torch.tensor(labels), classes
+    pairs = set(zip(labels, folders, strict=True)) if folders else set()
+    agree = len({folder for _, folder in pairs}) == len({label for label, _ in pairs}) == len(pairs)
+    return number_classes(labels, dict(pairs) if agree else {})
 
 
 def _top_folders(names: list[str]) -> list[str] | None:

@@ -2,14 +2,22 @@
 
 import os
 import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from vitgan.data.base import DataError
+from vitgan.files import check_size, read_file, regular
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+FORMATS = "png apng jpg jpeg jpe jfif webp avif bmp dib gif tif tiff jp2 j2k ppm pgm pbm pnm tga"
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
 LABEL_FILE = "dataset.json"
+LEFTOVERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+"""Folders that systems and tools leave beside images."""
+MAX_FILE_BYTES = 2**30
+"""Of one image, encoded."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class Archive(Protocol):
 
     title: str
     members: list[Member]
+    left_out: str
 
     def read(self, name: str) -> bytes: ...
 
@@ -35,22 +44,19 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.title = str(path)
-        found = dict(_walk(self.path))
-        names = sorted(name for name in found if is_image(name))
-        if not names:
-            raise DataError(_no_images(self.title, list(found)))
-        self.has_labels = LABEL_FILE in found
+        found = dict(_walk(self.path, self.title))
+        names, self.label_file, self.left_out = sort_out(self.title, found)
         self.members = []
         for name in names:
             try:
-                stat = found[name].stat()
+                stat = regular(found[name])
             except OSError as error:
                 raise DataError(f"{self.title}: {name} cannot be read ({error.strerror}): remove it") from error
             # The path belongs to the stamp: two folders may hold files of equal names, sizes and times.
             self.members.append(Member(name, f"{self.path} {stat.st_size} {stat.st_mtime_ns}"))
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        return read_file(self.path / name, MAX_FILE_BYTES)
 
 
 class SingleFile:
@@ -60,9 +66,10 @@ class SingleFile:
         self.path = path
         self.title = str(path)
         self.members = [Member(path.name, "")]
+        self.left_out = ""
 
     def read(self, name: str) -> bytes:
-        return self.path.read_bytes()
+        return read_file(self.path, MAX_FILE_BYTES)
 
 
 class Zip:
@@ -74,22 +81,22 @@ class Zip:
         self._file: zipfile.ZipFile | None = None
         self._pid = -1
         try:
-            entries = [entry for entry in self._open().infolist() if not entry.is_dir()]
-        except (zipfile.BadZipFile, OSError) as error:
+            listed = self._open().infolist()
+        except Exception as error:  # zipfile raises anything on broken bytes
             raise DataError(
                 f"{path}: not a zip file that can be read ({error}); was it copied or downloaded whole?"
             ) from None
-        entries = [entry for entry in entries if not _is_junk(entry.filename)]
-        images = sorted((e for e in entries if is_image(e.filename)), key=lambda e: e.filename)
-        if not images:
-            raise DataError(_no_images(self.title, [entry.filename for entry in entries]))
-        if images[0].flag_bits & 1:
+        # Some tools on Windows write backslashes.
+        named = {entry.filename.replace("\\", "/"): entry for entry in listed}
+        self._entries = {name: entry for name, entry in named.items() if not name.endswith("/") and not _is_junk(name)}
+        names, self.label_file, self.left_out = sort_out(self.title, self._entries)
+        if self._entries[names[0]].flag_bits & 1:
             raise DataError(f"{path}: the zip is encrypted; unpack it and give the folder")
-        self.has_labels = any(entry.filename == LABEL_FILE for entry in entries)
-        self.members = [Member(entry.filename, f"{entry.file_size} {entry.CRC:08x}") for entry in images]
+        self.members = [Member(n, f"{self._entries[n].file_size} {self._entries[n].CRC:08x}") for n in names]
 
     def read(self, name: str) -> bytes:
-        return self._open().read(name)
+        check_size(name, self._entries[name].file_size, MAX_FILE_BYTES)
+        return self._open().read(self._entries[name])
 
     def _open(self) -> zipfile.ZipFile:
         # Processes that share one open file share its position too, and would read each other's bytes.
@@ -105,11 +112,36 @@ def open_archive(path: Path) -> Folder | Zip:
     """The folder or zip at `path`, which exists. DataError says what is wrong with any other file."""
     if path.is_dir():
         return Folder(path)
+    try:
+        regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}: give a folder or a .zip of images") from error
     if is_image(path.name):
         raise DataError(f"{path}: this is a single image; give the folder that holds the images, or a .zip of them")
     if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
         return Zip(path)
     raise DataError(f"{path}: neither a folder nor a .zip; unpack it and give the folder of images")
+
+
+def sort_out(title: str, names: Collection[str]) -> tuple[list[str], str | None, str]:
+    """Of all files: the images in order, the dataset.json above them, and a word on the others.
+
+    Raises DataError where there is no image, or a dataset.json that is not above them all.
+    """
+    images = sorted(filter(is_image, names))
+    if not images:
+        raise DataError(_no_images(title, names))
+    lists = sorted((name for name in names if PurePosixPath(name).name == LABEL_FILE), key=len)
+    for name in lists:
+        folder = name.removesuffix(LABEL_FILE)
+        if beside := next((image for image in images if not image.startswith(folder)), None):
+            raise DataError(
+                f"{title}: {name} lists the images below its folder, and {beside} lies elsewhere: give {folder} alone, "
+                f"or move {LABEL_FILE} to the top, with labels for all, or remove it"
+            )
+    others = Counter(PurePosixPath(n).suffix or n for n in sorted(names) if not is_image(n) and n not in lists)
+    left_out = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+    return images, next(iter(lists), None), left_out + ", ..." * (len(others) > 5)
 
 
 def is_image(name: str) -> bool:
@@ -118,29 +150,32 @@ def is_image(name: str) -> bool:
 
 
 def _is_junk(name: str) -> bool:
-    """Hidden files, and what macOS puts beside every file of a zip."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    """Hidden files, and what systems and tools put beside images."""
+    return any(part.startswith(".") or part in LEFTOVERS for part in PurePosixPath(name).parts)
 
 
-def _walk(root: Path) -> list[tuple[str, Path]]:
+def _walk(root: Path, title: str) -> Iterator[tuple[str, Path]]:
     """Every file under `root` but junk, with its name relative to it. Linked folders are followed once."""
-    found: list[tuple[str, Path]] = []
+
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"{title}: the folder {error.filename} cannot be read ({error.strerror}), and its images are perhaps a "
+            f"class: make it readable, or remove it"
+        ) from error
+
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not _is_junk(name))
-        for file in files:
-            if not _is_junk(file):
-                path = Path(folder, file)
-                found.append((path.relative_to(root).as_posix(), path))
-    return found
+        for path in (Path(folder, file) for file in files if not _is_junk(file)):
+            yield path.relative_to(root).as_posix(), path
 
 
-def _no_images(title: str, others: list[str]) -> str:
+def _no_images(title: str, others: Collection[str]) -> str:
     wanted = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
     if not others:
         return f"{title}: empty; it needs images ({wanted})"

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import zipfile
@@ -104,13 +105,73 @@ def test_listed_labels(folder: Path, zipped: bool) -> None:
     label(folder, [["cat/10.png", 2], ["cat/9.png", 0], ["dog/deep/er/a.PNG", 3], ["ant/z.png", 2], ["gone.png", 9]])
     dataset = open_dataset(zip_of(folder) if zipped else folder)
     assert dataset.labels is not None
-    assert dataset.labels.tolist() == [2, 2, 0, 3]
-    assert dataset.class_names == ["0", "1", "2", "3"]
+    assert dataset.labels.tolist() == [1, 1, 0, 2]
+    assert dataset.class_names == ["0", "2", "3"], "a class that no image has is none"
 
 
 def test_listed_labels_are_named_by_folders_where_these_agree(folder: Path) -> None:
-    label(folder, [["cat/10.png", 0], ["cat/9.png", 0], ["dog/deep/er/a.PNG", 1], ["ant/z.png", 3]])
-    assert open_dataset(folder).class_names == ["cat", "dog", "2", "ant"]
+    label(folder, [["cat/10.png", 0], ["cat/9.png", 0], ["dog/deep/er/a.PNG", 1], ["ant/z.png", 10**30]])
+    assert open_dataset(folder).class_names == ["cat", "dog", "ant"]
+
+
+@pytest.mark.parametrize("inside", ["animals/", "a/b/", "animals\\"])
+def test_labels_listed_inside_an_outer_folder(folder: Path, inside: str) -> None:
+    """What a file manager's "Compress" makes of a folder; on Windows perhaps with backslashes."""
+    label(folder, [["cat/10.png", 1], ["cat\\9.png", 0], ["dog/deep/er/a.PNG", 2], ["ant/z.png", 1]])
+    dataset = open_dataset(zip_of(folder, inside))
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [1, 1, 0, 2]
+    assert "3 classes: 0 1, 1 2, 2 1" in repr(dataset)
+
+
+def test_a_list_that_is_not_above_all_images(folder: Path) -> None:
+    (folder / "cat/dataset.json").write_text('{"labels": [["9.png", 0], ["10.png", 1]]}')
+    with pytest.raises(DataError, match=r"cat/dataset\.json lists .*, and ant/z\.png lies elsewhere: give cat/ alone"):
+        open_dataset(folder)
+
+
+def test_a_zip_with_backslashes(folder: Path, pixels: Pixels) -> None:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as out:
+        for name in NAMES:
+            out.write(folder / name, "all\\" + name.replace("/", "\\"))
+        out.writestr("__MACOSX\\cat\\x.png", b"rubbish")
+        out.writestr("all\\cat\\", b"")
+    dataset = open_dataset(path, image_size=8)
+    assert dataset.class_names == ["ant", "cat", "dog"]
+    assert np.array_equal(dataset.fetch([0])[0], pixels(3))
+
+
+def test_what_is_left_out_is_said(folder: Path) -> None:
+    for name in ("cat/a.heic", "cat/b.heic", "notes.txt", "@eaDir/thumb.png", "dog/Thumbs.db"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    for source in (folder, zip_of(folder)):
+        assert repr(open_dataset(source)).endswith("3 classes: ant 1, cat 2, dog 1; left out: 2 .heic, 1 .db, 1 .txt)")
+
+
+def test_a_class_folder_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("cat"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"the folder .*/cat cannot be read \(Permission denied\)"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("place", ["ant/pipe.png", "pipe", "pipe.zip", "device.png"])
+def test_only_regular_files_are_opened(folder: Path, place: str) -> None:
+    if place == "device.png":
+        (folder / place).symlink_to("/dev/zero")
+    else:
+        os.mkfifo(folder / place)
+    alone = place.startswith("pipe")
+    with pytest.raises(DataError, match=r"a pipe, socket or device, and a file is needed.*: (remove it|give a folder)"):
+        open_dataset(folder / place if alone else folder)
 
 
 def test_a_list_may_say_that_there_are_no_labels(folder: Path) -> None:
@@ -170,11 +231,15 @@ def test_what_is_no_data_set(tmp_path: Path, folder: Path) -> None:
         path.mkdir()
     (texts / "a.txt").write_text("a")
     zip_of(folder).rename(nested / "inner.zip")
+    future = tmp_path / "future.zip"
+    future.write_bytes((nested / "inner.zip").read_bytes().replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\xff"))
     torn = tmp_path / "torn.zip"
     torn.write_bytes((nested / "inner.zip").read_bytes()[:-30])
     for source, message in (
         (tmp_path / "missing", "no such folder or .zip"),
         ("", "no such folder or .zip"),
+        ("~nobody-of-that-name/images", "no such folder or .zip"),
+        (future, r"not a zip file that can be read \(zip file version 25.5\)"),
         (folder / "ant/z.png", "a single image; give the folder"),
         (empty, "empty; it needs images"),
         (texts, "none of its 1 files is an image"),
