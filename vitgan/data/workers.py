@@ -1,6 +1,7 @@
 """Work on batches of indices in worker processes, with results in order."""
 
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vitgan.data.base import DataError
+from vitgan.errors import first_line
 
 T = TypeVar("T")
 
@@ -22,7 +24,8 @@ def core_count() -> int:
 def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]], workers: int) -> Iterator[T]:
     """`map(fetch, batches)`, computed ahead in `workers` processes, which end when the iterator is dropped.
 
-    With 0 workers it is computed in this process, when asked for. A DataError of `fetch` is raised as it is.
+    With 0 workers it is computed in this process, when asked for. A DataError of `fetch` is raised as it is, and so is
+    one where a worker is gone.
     """
     if workers == 0:
         return map(fetch, batches)
@@ -38,27 +41,41 @@ def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]]
                 generator=torch.Generator().manual_seed(0),
             )
         )
-    return map(_result, results)
+    return _results(results)
 
 
-class _Batches(Dataset[T | DataError], Generic[T]):
+class _Batches(Dataset[bytes], Generic[T]):
     """Hands the indices of a batch to `fetch` whole."""
 
     def __init__(self, fetch: Callable[[list[int]], T]) -> None:
         self.fetch = fetch
 
-    def __getitems__(self, indices: list[int]) -> T | DataError:
-        # Given back instead of raised: the loader would wrap its message in a worker's traceback.
+    def __getitems__(self, indices: list[int]) -> bytes:
+        # Errors are given back instead of raised: the loader would wrap their message in a worker's traceback.
+        # As bytes, through a pipe: tensors go through shared memory, of which containers have 64 MiB, and a worker
+        # that finds it full loses the batch, for which the loader then waits for ever.
         try:
-            return self.fetch(indices)
+            return pickle.dumps(self.fetch(indices))
         except DataError as error:
-            return error
+            return pickle.dumps(error)
 
 
-def _result(result: T | DataError) -> T:
-    if isinstance(result, DataError):
-        raise result
-    return result
+def _results(batches: Iterator[bytes]) -> Iterator[Any]:
+    while True:
+        try:
+            result = pickle.loads(next(batches))
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise DataError(
+                f"a process that decodes images was ended from outside ({first_line(error)}): perhaps the memory ran "
+                f"out. Fewer --workers need less"
+            ) from error
+        if isinstance(result, DataError):
+            raise result
+        yield result
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,5 +1,6 @@
 import errno
 import json
+import multiprocessing
 import os
 import zipfile
 from collections.abc import Callable
@@ -369,6 +370,23 @@ def test_data_too_large_for_memory_gives_the_same_batches(
         with BatchStream(on_disk, 16, seed=1, start=2, workers=workers) as stream:
             for batch, other in zip(islice(stream, 10), expected[2:], strict=True):
                 assert torch.equal(batch, other)
+
+
+@pytest.mark.parametrize("bad", ["tensors in shared memory", "a worker killed"])
+def test_workers_in_a_small_container(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(decoded, "IN_MEMORY_LIMIT", 0)
+    dataset = open_dataset(folder, image_size=8)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", no_room)
+    with BatchStream(dataset, 4, seed=0, workers=1) as stream:
+        assert next(stream).shape == (4, 3, 8, 8)
+        if bad == "a worker killed":
+            for child in multiprocessing.active_children():
+                child.kill()
+            with pytest.raises(DataError, match=r"was ended from outside .*Fewer --workers"):
+                list(islice(stream, 100))
 
 
 def test_a_file_lost_during_training_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
