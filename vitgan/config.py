@@ -103,6 +103,8 @@ class Config:
     """Generate and judge by class; the data must have classes (folders of one class each, or a dataset.json)."""
     class_names: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """The classes of a conditional run, in the order of their numbers; taken from the data."""
+    data_identity: Annotated[str, tyro.conf.Suppress] = ""
+    """The number of images and a digest of their names; taken from the data."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     cnn_generator: CnnGeneratorConfig = field(default_factory=CnnGeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

@@ -6,7 +6,7 @@ from vitgan.training.distributed import torchrun_ranks
 from vitgan.training.logging import import_wandb
 from vitgan.training.loop import Trainer
 from vitgan.training.runs import new_run_directory
-from vitgan.training.settings import read_settings, with_classes
+from vitgan.training.settings import read_settings, with_data
 from vitgan.training.state import Adversarial
 
 
@@ -20,7 +20,8 @@ def main(arguments: list[str]) -> int:
             dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
         if len(dataset) < 2:
             raise ValueError(f"{config.data} has one image: training needs at least two")
-        config = with_classes(config, dataset)
+        settings = with_data(settings, dataset)
+        config = settings.config
         if config.wandb:
             import_wandb()
         training = Adversarial(config, pick_device(config.device), ranks)

@@ -28,6 +28,7 @@ class ImageDataset:
         labels: (N,) int64 class indices, or None where the source tells no classes.
         class_names: a name for each class index, or None.
         left_out: a word on files of the source that are not used.
+        identity: tells files from others, also where they have moved; empty where the name does.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ImageDataset:
     labels: Tensor | None = None
     class_names: list[str] | None = None
     left_out: str = ""
+    identity: str = ""
 
     def __len__(self) -> int:
         raise NotImplementedError

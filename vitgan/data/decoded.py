@@ -46,6 +46,8 @@ class ImageFiles(ImageDataset):
         self.image_size = image_size
         self.channels = channels
         self.left_out = archive.left_out
+        names = "\0".join(member.name for member in archive.members).encode(errors="surrogateescape")
+        self.identity = f"names {hashlib.blake2b(names, digest_size=8).hexdigest()}"
         if labels is not None:
             self.labels, self.class_names = labels
 
@@ -108,7 +110,7 @@ def load_files(files: ImageFiles, cache: Path) -> ImageDataset:
     if not fits:
         return files
     dataset = TensorDataset(images, name=files.name, labels=files.labels, class_names=files.class_names)
-    dataset.left_out = files.left_out
+    dataset.left_out, dataset.identity = files.left_out, files.identity
     return dataset
 
 

@@ -29,14 +29,14 @@ class HubImages:
         # The encoded bytes, so that they go through the same decoder as files do.
         self._rows = split.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
         self._column = columns[0]
-        self.members = [Member(str(i), "") for i in range(len(split))]
+        self.members = [Member(f"{self.title}/{i}", "") for i in range(len(split))]
         if not self.members:
             raise DataError(f"{self.title}: the training split is empty")
         # The library's fingerprint stands for the content of every row.
         self.members[0] = Member(self.members[0].name, f"{self.title} {split._fingerprint}")
 
     def read(self, name: str) -> bytes:
-        cell = self._rows[int(name)][self._column]
+        cell = self._rows[int(name.rpartition("/")[2])][self._column]
         if cell["bytes"] is not None:
             return bytes(cell["bytes"])
         return Path(cell["path"]).read_bytes()

@@ -1,12 +1,15 @@
 """Run directories: a new one, one to go on with, and one process in each."""
 
 import fcntl
+import glob
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vitgan.config import Config
 from vitgan.errors import TrainingError
+from vitgan.training.checkpoint import CONFIG, load_config
 
 FIXED = (
     "image_size",
@@ -21,7 +24,6 @@ FIXED = (
     "stylegan2_discriminator",
     "batch_size",
     "seed",
-    "out",
 )
 LOCK = ".lock"
 
@@ -41,12 +43,11 @@ def new_run_directory(config: Config, root: Path = Path("runs")) -> Path:
 
 
 def newest_run(config: Config, root: Path = Path("runs")) -> Path | None:
-    """The run that `--resume auto` goes on with: the one at --out, or the newest of its name under runs/."""
+    """The run that `--resume auto` goes on with: the one at --out, or the newest of its preset and data under runs/."""
     if config.out is not None:
-        return config.out if (config.out / "config.json").exists() else None
-    runs = [path for path in sorted(root.glob("[0-9]" * 5 + "-*")) if (path / "config.json").exists()]
-    runs = [path for path in runs if path.name[6:] == run_name(config)]
-    return runs[-1] if runs else None
+        return config.out if (config.out / CONFIG).exists() else None
+    runs = sorted(root.glob("[0-9]" * 5 + f"-{glob.escape(run_name(config))}"), reverse=True)
+    return next((run for run in runs if (run / CONFIG).exists() and load_config(run).data == config.data), None)
 
 
 def run_name(config: Config) -> str:
@@ -71,4 +72,8 @@ def only_process_in(run: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(f"another process is training in {run}: wait for it, or choose another --out") from None
+        except OSError as error:  # a file system without locks
+            warnings.warn(
+                f"{run} cannot be locked ({error.strerror}): see to it that no other process trains there", stacklevel=3
+            )
         yield

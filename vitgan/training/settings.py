@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import os
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import tyro
 
 from vitgan.config import Config, differences, from_dict, is_name
 from vitgan.data import ImageDataset
+from vitgan.errors import TrainingError
 from vitgan.presets import PRESETS
 from vitgan.training.checkpoint import load_config
 from vitgan.training.runs import check_resumable, newest_run
@@ -35,6 +37,8 @@ class Settings:
     resume: Path | None
     changes: tuple[str, ...] = ()
     """Settings that differ from those the run had."""
+    auto: bool = False
+    """Whether the run to go on with was found by --resume auto."""
 
 
 def read_settings(arguments: list[str]) -> Settings:
@@ -60,18 +64,43 @@ def read_settings(arguments: list[str]) -> Settings:
             )
         before = load_config(chosen.resume)
         config = _parse(flags, before)
-        check_resumable(before=before, now=config)
-        return Settings(config, chosen.resume, tuple(differences(before, config)))
+        if config.out != before.out and config.out and config.out.resolve() != chosen.resume.resolve():
+            raise TrainingError("out cannot change when a run is resumed: leave it out, or start a new run")
+        return _resumed(config, chosen.resume, before)
     config = _parse(flags, _from_file(chosen.config, chosen.preset))
     run = newest_run(config) if auto else None
-    if run is not None:
-        before = load_config(run)
-        config = replace(config, class_names=before.class_names)
-        if config.out is None:
-            config = replace(config, out=before.out)
-        check_resumable(before=before, now=config)
-        return Settings(config, run, tuple(differences(before, config)))
-    return Settings(config, None)
+    if run is None:
+        return Settings(config, None)
+    before = load_config(run)
+    config = replace(config, class_names=before.class_names, data_identity=before.data_identity)
+    return _resumed(config, run, before, auto=True)
+
+
+def _resumed(config: Config, run: Path, before: Config, *, auto: bool = False) -> Settings:
+    config = replace(config, out=before.out)  # where the run was made: it may have moved, or be given by another path
+    check_resumable(before=before, now=config)
+    return Settings(config, run, tuple(differences(before, config)), auto)
+
+
+def with_data(settings: Settings, dataset: ImageDataset) -> Settings:
+    """The settings with what they take from the data: its classes, and what tells it from other data.
+
+    Raises:
+        TrainingError: the run to go on with was trained on other data.
+        ValueError: the data has no classes, or others than the run that is resumed.
+    """
+    config = settings.config
+    identity = f"{len(dataset):,} images, {dataset.identity or dataset.name}"
+    moved = any(change.startswith("data: ") for change in settings.changes)
+    differs = config.data_identity != identity if config.data_identity else settings.auto and moved
+    if settings.resume and differs:
+        if settings.auto and config.out is None:
+            return with_data(Settings(replace(config, class_names=(), data_identity=""), None), dataset)
+        raise TrainingError(
+            f"the data now is {identity}, but {settings.resume} was trained on {config.data_identity or 'other data'}: "
+            f"bring the data back (--data names its place), or start a new run"
+        )
+    return replace(settings, config=replace(with_classes(config, dataset), data_identity=identity))
 
 
 def with_classes(config: Config, dataset: ImageDataset) -> Config:
@@ -128,6 +157,7 @@ def _from_file(path: Path | None, preset: str | None) -> Config:
 
 def _parse(flags: list[str], default: Config) -> Config:
     config = tyro.cli(Config, default=default, args=flags, prog="vitgan train", description=DESCRIPTION)
-    if not is_name(config.data) and Path(config.data).exists():  # kept whole: a run can be resumed from any folder
-        config = replace(config, data=str(Path(config.data).resolve()))
+    path = os.path.expanduser(config.data)  # noqa: PTH111 (which leaves ~nobody as it is)
+    if path and not is_name(path) and Path(path).exists():  # kept whole: a run can be resumed from any folder
+        config = replace(config, data=str(Path(path).resolve()))
     return config

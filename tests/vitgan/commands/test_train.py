@@ -14,7 +14,7 @@ from vitgan.errors import TrainingError
 from vitgan.presets import PRESETS
 from vitgan.training.checkpoint import save_config
 from vitgan.training.runs import new_run_directory
-from vitgan.training.settings import read_settings, with_classes
+from vitgan.training.settings import read_settings, with_classes, with_data
 
 
 @pytest.fixture
@@ -144,6 +144,60 @@ def test_resume_auto_with_a_place_of_its_own(here: Path) -> None:
     assert first.resume is None
     save_config(first.config, here / "place")
     assert read_settings(command).resume == Path("place")
+
+
+def images(count: int, names: str = "") -> TensorDataset:
+    dataset = TensorDataset(torch.zeros(count, 3, 8, 8, dtype=torch.uint8), name="images")
+    dataset.identity = names
+    return dataset
+
+
+def started(command: list[str], dataset: TensorDataset) -> Path:
+    """The run that a command line starts or goes on with."""
+    settings = with_data(read_settings(command), dataset)
+    run = settings.resume or new_run_directory(settings.config)
+    save_config(settings.config, run)
+    return run
+
+
+@pytest.mark.parametrize("change", ["place", "count", "names"])
+def test_resume_auto_starts_a_new_run_on_other_data(here: Path, change: str) -> None:
+    for place in "ab":
+        (here / place / "images").mkdir(parents=True)
+    command = ["--resume", "auto", "--data", "a/images"]
+    first = started(command, images(4, "x"))
+    assert started(command, images(4, "x")) == first
+    now = {"place": (images(4, "y"), "b"), "count": (images(5, "x"), "a"), "names": (images(4, "y"), "a")}[change]
+    other = [*command[:3], f"{now[1]}/images"]
+    second = started(other, now[0])
+    assert second != first
+    assert started(other, now[0]) == second
+    assert json.loads((first / "config.json").read_text())["data"] == str(here / "a/images")
+
+
+def test_data_may_move_but_not_change_under_a_run(here: Path) -> None:
+    for place in "ab":
+        (here / place).mkdir()
+    run = started(["--data", "a", "--out", "run"], images(4, "x"))
+    for command in (["--resume", "run", "--data", "b"], ["--resume", "auto", "--out", "run", "--data", "b"]):
+        assert started(command, images(4, "x")) == run
+        with pytest.raises(TrainingError, match="the data now is 4 images, y, but run was trained on 4 images, x"):
+            started(command, images(4, "y"))
+
+
+def test_resume_auto_by_another_path_from_another_folder_and_after_a_move(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(["--out", "place/run"], images(4)).resolve()
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    for path in (run, "../place/run"):
+        assert read_settings(["--resume", "auto", "--out", str(path)]).changes == ()
+        assert read_settings(["--resume", str(path), "--out", str(path)]).resume == Path(path)
+    run.rename(here / "moved")
+    assert read_settings(["--resume", "auto", "--out", "../moved"]).resume == Path("../moved")
+    with pytest.raises(TrainingError, match="out cannot change"):
+        read_settings(["--resume", "../moved", "--out", "new"])
 
 
 def test_a_resumed_run_brings_its_own_configuration(here: Path) -> None:

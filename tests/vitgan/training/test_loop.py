@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import time
@@ -222,6 +223,16 @@ def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").read_bytes() == settings
     assert job.train()
     assert (tmp_path / "config.json").read_bytes() != settings
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none_here)
+    job, _ = trainer(tmp_path, images=8)
+    with pytest.warns(UserWarning, match="cannot be locked .No locks available.: see to it"):
+        assert job.train()
 
 
 def test_a_run_that_breaks_before_its_first_step_can_be_resumed(tmp_path: Path) -> None:
