@@ -131,6 +131,7 @@ def train(options: Train) -> int:
         side, channels = options.image_size, options.channels
         dataset = _with_classes(open_dataset(options.data, image_size=side, channels=channels), options.data)
         classifier = Classifier(options.model, dataset.class_names or [], image_size=side, channels=channels)
+    print(dataset)
     classifier.to(device)
     training, testing = split(dataset, options.test_share, options.seed)
     if not len(training):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from rich.progress import Progress
 
@@ -56,6 +57,8 @@ def main(arguments: list[str]) -> int:
     device = pick_device(options.device)
     generator = load_generator(checkpoint, device=device)
     dataset = open_dataset(options.data or config.data, image_size=config.image_size, channels=config.channels)
+    if config.class_names and dataset.class_names != list(config.class_names):
+        dataset.labels = None  # numbered otherwise
     network = load_network(options.network, weights=options.weights, device=device)
     with Progress(transient=True) as bar:
 
@@ -65,12 +68,21 @@ def main(arguments: list[str]) -> int:
 
         scorer = Scorer(dataset, network, samples=options.samples, seed=options.seed, progress=progress)
         scores = scorer(generator, truncation=options.truncation)
-    print(f"{scorer.samples:,} samples of {checkpoint} against as many images of {dataset.name}, on {network.name}")
+    print(f"{scorer.samples:,} samples of {checkpoint} against as many of {dataset}, on {network.name}")
+    line: dict[str, object] = {}
+    if generator.classes:
+        labels = scorer.labels(generator.classes)
+        if labels is None:
+            print("caution: the data has not the run's classes, and samples are of all classes alike", file=sys.stderr)
+        else:
+            counts = torch.bincount(labels, minlength=generator.classes).tolist()
+            line["classes"] = dict(zip(config.class_names, counts, strict=True))
+            print(f"samples of each class: {', '.join(f'{name} {count}' for name, count in line['classes'].items())}")
     if caution := scorer.caution():
         print(f"caution: {caution}", file=sys.stderr)
     for name, value in scores.items():
         print(f"  {name:40}{value:.5g}")
-    line = {"images": images_seen(checkpoint), "samples": scorer.samples, "data": dataset.name, "network": network.key}
+    line |= {"images": images_seen(checkpoint), "samples": scorer.samples, "data": dataset.name, "network": network.key}
     with (run / SCORES).open("a") as file:
         file.write(json.dumps(line | {"truncation": options.truncation, "seed": options.seed} | scores) + "\n")
     return 0

@@ -66,6 +66,13 @@ class ImageDataset:
         return f"{type(self).__name__}({'; '.join(words)})"
 
 
+def labels_for(dataset: ImageDataset, indices: Tensor, classes: int) -> Tensor | None:
+    """The labels of these images, for samples to have too; None, for an even draw, unless there are so many classes."""
+    if dataset.labels is None or classes != len(dataset.class_names or dataset.labels.unique()):
+        return None
+    return dataset.labels[indices]
+
+
 class TensorDataset(ImageDataset):
     """Images already decoded: `images` is uint8 (N, C, S, S)."""
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitgan.data import ImageDataset, user_cache
+from vitgan.data.base import labels_for
 from vitgan.files import atomic_write
 from vitgan.images import to_uint8
 from vitgan.metrics.distributions import frechet_distance, inception_score, kernel_distance, moments, precision_recall
@@ -83,11 +84,12 @@ class Scorer:
         self.samples = min(samples, len(dataset))
         if self.samples < FEWEST:
             raise ValueError(f"scores need at least {FEWEST} images, got {self.samples}")
+        self.dataset = dataset
         self.network = network
         self.seed = seed
         self.progress = progress or (lambda what, total: lambda done: None)
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: self.samples]
-        self.real = self._recall_or_compute(dataset, order, (cache or user_cache()) / "statistics")
+        self.order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: self.samples]
+        self.real = self._recall_or_compute(dataset, self.order, (cache or user_cache()) / "statistics")
 
     def __call__(self, generator: ImageGenerator, *, truncation: float = 1.0) -> dict[str, float]:
         """The scores by name.
@@ -96,11 +98,16 @@ class Scorer:
         other network: frechet, kernel, kernel_deviation, precision and recall, each followed by the network's name.
         The deviation of the kernel distance is that of subsets of 1,000 images, and left out where there are no more.
         """
-        w = generator.map_latents(self.samples, seed=another_seed(self.seed))
-        mean = generator.mean_w() if truncation != 1 else None
+        labels = self.labels(generator.classes)
+        w = generator.map_latents(self.samples, seed=another_seed(self.seed), labels=labels)
+        mean = generator.mean_w(labels=labels) if truncation != 1 else None
         images = (to_uint8(generator.render(part, truncation=truncation, mean=mean)) for part in w.split(BATCH))
         fake = statistics(images, self.network, self.progress("generated images", self.samples))
         return compare(self.real, fake, self.network)
+
+    def labels(self, classes: int) -> Tensor | None:
+        """The classes of samples: those of the real images; None where these have not so many, for an even draw."""
+        return labels_for(self.dataset, self.order, classes)
 
     def caution(self) -> str | None:
         """What to know of distances between so few images, or None."""

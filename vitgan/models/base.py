@@ -89,7 +89,7 @@ class ImageGenerator(nn.Module):
         return torch.randn(count, self.latent_dim, generator=random).to(next(self.parameters()))
 
     def random_labels(self, count: int, *, seed: int) -> Tensor | None:
-        """(count,) classes drawn alike, the same on every device; None for an unconditional generator."""
+        """(count,) classes drawn evenly, the same on every device; None for an unconditional generator."""
         if not self.classes:
             return None
         # A stream of its own: the latents of a seed are the same with and without classes.

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,9 +7,11 @@ import torch
 from torch import Tensor
 
 from tests.vitgan.helpers import dataset, nano
+from tests.vitgan.metrics.test_scores import Pixels
 from vitgan.data import Shapes, TensorDataset
 from vitgan.images import from_uint8
 from vitgan.metrics.evaluate import Evaluator
+from vitgan.metrics.scores import Scorer
 from vitgan.models import Generator, GeneratorConfig
 from vitgan.seeds import SEEDS, another_seed
 
@@ -50,6 +53,37 @@ def test_noise_and_a_collapsed_generator_are_seen_for_what_they_are() -> None:
     assert collapsed["diversity"] == 0
     assert collapsed["modes_hit"] <= 1 / 24
     assert collapsed["sliced_wasserstein"] > 3 * floor(evaluator)
+
+
+class ByClass(Generator):
+    """A generator that gives out an image of the class asked for."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        super().__init__(nano().generator, image_size=8, classes=3)
+        assert data.labels is not None
+        self.by_class = [from_uint8(data.images[data.labels == number]) for number in range(3)]
+
+    def synthesise(self, w: Tensor) -> Tensor:
+        return torch.stack([self.by_class[int(label)][0] for label in w[:, 0]])
+
+    def map_latents(self, count: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
+        drawn = self._labels(count, seed, labels)
+        assert drawn is not None
+        return drawn.float().unsqueeze(1).expand(-1, self.latent_dim)
+
+
+def test_classes_are_drawn_as_often_as_the_data_has_them(tmp_path: Path) -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10 + [2] * 2)
+    colours = torch.tensor([0, 255, 128], dtype=torch.uint8)[labels].view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    data = TensorDataset(colours.contiguous(), labels=labels, class_names=["a", "b", "c"])
+    generator = ByClass(data)
+    assert Evaluator(data, samples=102, seed=0)(generator)["sliced_wasserstein"] < 1e-3
+    scorer = Scorer(data, Pixels(), samples=102, cache=tmp_path)
+    drawn = scorer.labels(3)
+    assert drawn is not None
+    assert torch.bincount(drawn).tolist() == [90, 10, 2]
+    assert scorer(generator)["frechet_pixels"] == pytest.approx(0, abs=0.01)
+    assert scorer.labels(4) is None
 
 
 def test_data_without_modes_and_smaller_than_asked_for_is_served() -> None:
