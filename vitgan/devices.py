@@ -1,5 +1,9 @@
 """Where PyTorch computes: choosing the device and the threads, copying to a device, and waiting for it."""
 
+import os
+import shlex
+import shutil
+
 import torch
 from torch import Tensor
 
@@ -48,3 +52,13 @@ def wait_for(device: torch.device) -> None:
     """Let the device finish what it was given: it may be behind by many steps."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def check_compiler() -> None:
+    """Raise TrainingError where torch.compile has no C++ compiler for the code that it writes for the CPU."""
+    command = shlex.split(os.environ.get("CXX", ""))[:1] or ["g++"]
+    if shutil.which(command[0]) is None:
+        raise TrainingError(
+            f"--compile needs a C++ compiler, and there is no {command[0]} here: install one (Debian and Ubuntu: apt "
+            "install g++), name yours in CXX, or leave --compile out"
+        )

@@ -1,11 +1,13 @@
 """What the facts that `doctor` has gathered mean: what is broken here, what could be better, and what to do."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from vitgan_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE
 
 Facts = dict[str, Any]
+NEWEST_TESTED = {"python": "3.14", "torch": "2.15", "triton": "3.9"}
 ORDERS = ("values", "first derivative", "second derivative")
 
 
@@ -26,6 +28,7 @@ def diagnose(facts: Facts) -> list[Finding]:
         *_about_triton(facts),
         *_about_the_choice(facts),
         *_about_checks(facts),
+        *_about_versions(facts),
     ]
     return sorted(found, key=lambda finding: not finding.broken)
 
@@ -85,7 +88,7 @@ def _about_triton(facts: Facts) -> list[Finding]:
             found.append(Finding("there is a GPU and no Triton: L2 attention and SIREN are not fused", install, True))
     elif needed and not f"{version.partition('+')[0]}.".startswith(f"{needed}."):
         torch_version = facts["versions"]["torch"]
-        found.append(Finding(f"Triton {version} does not go with torch {torch_version}", install, True))
+        found.append(Finding(f"Triton {version} does not go with torch {torch_version}", install, on_gpu))
     if on_gpu and facts["triton"]["interpreted"]:
         what = "TRITON_INTERPRET is set: on this GPU, every Triton kernel runs in the interpreter, very slowly"
         found.append(Finding(what, "unset TRITON_INTERPRET", False))
@@ -113,3 +116,18 @@ def _about_checks(facts: Facts) -> list[Finding]:
             others = "use another backend (vitgan_kernels.use_backend) and report this with the output of --json"
             found.append(Finding(what, others, True))
     return found
+
+
+def _about_versions(facts: Facts) -> list[Finding]:
+    found = []
+    for name, newest in NEWEST_TESTED.items():
+        version = facts["versions"][name]
+        if version is not None and _release(version) > _release(newest):
+            what = f"{name} {version} is newer than any that vitgan was tested with: {newest} is the newest"
+            found.append(Finding(what, "run the tests (./run test), or look for a newer vitgan", False))
+    return found
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Its first two numbers: "2.15.0a0+git" -> (2, 15)."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])

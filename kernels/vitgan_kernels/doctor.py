@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from vitgan_kernels.self_check import cases, check_all
 from vitgan_kernels.spectral_norm import native
 
 # What the CUDA builds of PyTorch pin; CPU builds pin nothing, and then this decides.
-TRITON_OF_TORCH = {"2.11": "3.6", "2.12": "3.7", "2.13": "3.7"}
+TRITON_OF_TORCH = {"2.11": "3.6", "2.12": "3.7", "2.13": "3.7", "2.14": "3.8", "2.15": "3.9"}
 
 
 def gather() -> Facts:
@@ -175,9 +176,10 @@ def _triton_version() -> tuple[str | None, str | None]:
 def _triton_needed() -> str | None:
     """The version, or its beginning, that goes with this PyTorch; None where nobody knows."""
     for line in importlib.metadata.requires("torch") or []:
-        requirement = line.partition(";")[0]
-        if requirement.startswith("triton==") and "extra" not in line:
-            return requirement.removeprefix("triton==").strip()
+        pin = re.match(r"triton\s*(==|~=)\s*([\d.]+)", line)
+        if pin and "extra" not in line:
+            operator, version = pin.groups()
+            return version if operator == "==" else version.rpartition(".")[0]  # ~=3.8.0 is ==3.8.*
     return TRITON_OF_TORCH.get(".".join(torch.__version__.split(".")[:2]))
 
 

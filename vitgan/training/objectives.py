@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitgan.config import LossConfig
+from vitgan.devices import check_compiler
 from vitgan.training.augment import DiffAugment
 from vitgan.training.losses import (
     consistency,
@@ -61,6 +62,8 @@ class Objectives:
         self.of_discriminator: Callable[..., Loss] = self._of_discriminator
         self.of_generator: Callable[..., Loss] = self._of_generator
         if compiled:
+            if COMPILE_BACKEND == "inductor" and next(generator.parameters()).device.type == "cpu":
+                check_compiler()
             # Without it, the gradient of R1 inside the graph is a graph break.
             torch._dynamo.config.trace_autograd_ops = True
             self.views = _whole_graph(self._views, cuda_graphs)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.vitgan.helpers import NANO, assert_same, batch, everything, training
+from vitgan.cli import main
 from vitgan.config import Config, LossConfig
 from vitgan.models import CnnDiscriminatorConfig, CnnGeneratorConfig, StyleGan2DiscriminatorConfig
 from vitgan.training import objectives
@@ -197,6 +199,16 @@ def test_compiled_steps_are_whole_graphs_and_the_same_steps(monkeypatch: pytest.
     for number in range(2):
         expected, actual = plain.step(batch(number)), compiled.step(batch(number))
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_one_line_and_leaves_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-c++ -O1")
+    assert main(["train", "--preset", "tiny", "--compile", "--device", "cpu", "--out", str(tmp_path / "run")]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--compile needs a C++ compiler, and there is no no-such-c++ here: install one" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hybrid_preset_is_stylegan2_s_discriminator_with_lazy_r1() -> None:

@@ -11,7 +11,6 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from vitgan_kernels import l2_attention
 
 # PyTorch's own forward mode compiles its formulas with torch.jit when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 
 def leaf(*shape: int) -> Tensor:

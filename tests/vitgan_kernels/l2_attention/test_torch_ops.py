@@ -108,7 +108,6 @@ def test_a_third_order_is_an_error() -> None:
 
 
 @needs_triton
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_forward_mode_and_torch_func_never_reach_the_kernels() -> None:
     x = torch.randn(2, 5, 4, device=DEVICE)
 

@@ -11,8 +11,6 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from vitgan_kernels import modulated_linear, modulated_siren
 
 # PyTorch's own forward mode compiles its formulas with torch.jit when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 # (batch, points, in, out): few outputs, as many as points, and many, each of which multiplies in another order
 SIZES = [(2, 3, 2, 2), (1, 2, 3, 3), (3, 1, 2, 2), (1, 1, 1, 1)]
 OPTIONS: list[dict[str, Any]] = [

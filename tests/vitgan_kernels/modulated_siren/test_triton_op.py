@@ -19,7 +19,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WIDTHS = [(6, 8), (6, 8, 3), (6, 8, 7, 3)]
 OPS = torch.ops.vitgan_kernels
 # PyTorch's own forward mode compiles its formulas with torch.jit when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 
 def leaf(*shape: int) -> Tensor:

@@ -333,7 +333,6 @@ def test_opcheck() -> None:
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own, when inductor is imported
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_as_one_graph(backend: str) -> None:
     given = matrices([(6, 5), (3, 7)], transposed=True)

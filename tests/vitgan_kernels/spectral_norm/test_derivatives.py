@@ -9,7 +9,6 @@ from vitgan_kernels import spectral_norm
 from vitgan_kernels.backends import BackendError
 
 # PyTorch's own forward mode compiles its formulas with torch.jit when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 
 def matrices() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -131,7 +131,6 @@ def test_r1_by_finite_differences(x: Tensor) -> None:
     torch.testing.assert_close((actual * direction).sum(), numeric.detach(), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own, when inductor is imported
 @pytest.mark.parametrize("operators", ["auto", "reference"])
 @pytest.mark.parametrize("compiler", [None, "aot_eager", "inductor"])
 def test_two_forwards_before_one_backward(x: Tensor, compiler: str | None, operators: Any) -> None:
@@ -148,7 +147,6 @@ def test_two_forwards_before_one_backward(x: Tensor, compiler: str | None, opera
     torch.testing.assert_close(actual, {name: expected[name] + expected_second[name] for name in expected})
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own, when inductor is imported
 @pytest.mark.parametrize("compiler", [None, "inductor"])
 def test_a_layer_by_itself_before_a_forward_of_the_model(x: Tensor, compiler: str | None) -> None:
     critic = Critic()
