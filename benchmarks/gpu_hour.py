@@ -1,6 +1,6 @@
 """Everything that only a GPU can tell, in one command and ten minutes:
 
-    python -m benchmarks.gpu_hour [--out FOLDER] [--seconds 600] [--size small|paper]
+    python -m benchmarks.gpu_hour [--out FOLDER] [--seconds 600]
 
 Builds the extension, runs the tests of the kernels and of training, the sanitizer over a few launches, and the
 benchmarks, each in a process of its own, and leaves in one folder the log of each stage, the results and summary.txt. A
@@ -56,10 +56,10 @@ class Outcome:
     words: str = ""
 
 
-def stages(out: Path, size: str) -> list[Stage]:
+def stages(out: Path) -> list[Stage]:
     """What is done, in order. A share counts against those of the stages that are still to come."""
     python = sys.executable
-    launches = [python, "-m", "benchmarks.launches"]
+    launches = [python, "-m", "benchmarks.smoke"]
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
     found = [
         Stage("build", [*pip, "-e", str(ROOT)], 70, {"VITGAN_REQUIRE_NATIVE": "1"}),
@@ -71,7 +71,7 @@ def stages(out: Path, size: str) -> list[Stage]:
         report = f"--junitxml={out / operator}.xml"
         if files := _test_files(operator):
             found.append(Stage(f"test {operator}", [*pytest, report, *files], 100))
-    training = ROOT / "tests" / "vitgan" / "test_gpu.py"
+    training = ROOT / "tests" / "vitgan" / "training" / "test_gpu.py"
     found.append(Stage("test training", [*pytest, f"--junitxml={out / 'training.xml'}", str(training)], 60))
     sanitizer = find_sanitizer()
     missing = "" if sanitizer else f"{SANITIZER} is not on PATH nor in the CUDA toolkit: install it, or set CUDA_HOME"
@@ -80,8 +80,8 @@ def stages(out: Path, size: str) -> list[Stage]:
         command = [sanitizer or SANITIZER, f"--tool={tool}", "--error-exitcode=9", report, *launches]
         # Without the cache each tensor is an allocation of its own, whose bounds memcheck knows.
         found.append(Stage(tool, command, 40, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, missing))
-    record = [f"--record-in={out / 'results'}", "--record=gpu", f"--size={size}"]
-    return [*found, Stage("benchmarks", [python, "-m", "pytest", "-q", "benchmarks", *record], 190)]
+    record = f"--benchmark-json={out / 'results' / 'gpu.json'}"
+    return [*found, Stage("benchmarks", [python, "-m", "pytest", "-q", "benchmarks", record], 190)]
 
 
 OPERATORS = {
@@ -220,7 +220,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_hour", description="all that only a GPU can tell")
     parser.add_argument("--out", type=Path, help="folder of the results (default: build/gpu/<date and time>)")
     parser.add_argument("--seconds", type=float, default=600, help="for everything together")
-    parser.add_argument("--size", choices=["small", "paper"], default="small", help="of the benchmarks")
     options = parser.parse_args(arguments)
     if not options.seconds > 0:
         parser.error(f"--seconds must be positive, got {options.seconds:g}")
@@ -237,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     out = (options.out or ROOT / "build" / "gpu" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}").resolve()
     print(found, flush=True)
-    outcomes = run(stages(out, options.size), out, options.seconds, say=lambda text: print(text, flush=True))
+    outcomes = run(stages(out), out, options.seconds, say=lambda text: print(text, flush=True))
     passed = sum(outcome.status == "passed" for outcome in outcomes)
     ending = f"{passed} of {len(outcomes)} stages passed; everything is in {out}"
     (out / "summary.txt").write_text("\n".join([found, *map(_line, outcomes), ending]) + "\n")

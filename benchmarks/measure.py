@@ -1,83 +1,104 @@
-"""The one way in which everything here is checked and timed.
+"""Check, then time in turns: what pytest-benchmark has no way to do.
 
-The contenders of a case first show that they compute it: each result is held against float64, with the error that
-plain PyTorch makes in the same dtype as the measure (at most twice that, plus one rounding). Only those that match are
-timed. They take turns, a round each, so that what else the machine does falls on all alike; each call takes the next of
-up to 16 sets of inputs, together larger than the cache where they are not very small: the smallest cases stay in it.
-All is done twice, and the second time tells how far to trust the first.
+The implementations of a case first show that they compute it; only those that match are timed. They take turns, a
+round each, so that other work on the machine falls on all alike, and each round's time is divided by that of the
+anchor, the first implementation of ours, in the same round.
 """
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import cycle
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import inf, isfinite
+from operator import itemgetter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Contender, Function, computed, detached, prepared, runner
-from benchmarks.machine import CACHE_BYTES
-from benchmarks.records import Ceilings, Row, percentiles
-from benchmarks.timing import Call, launches, peak_memory, peak_memory_cpu, take_turns
+Call = Callable[[], object]
+Role = Literal["ours", "baseline", "other"]
 
-INPUT_SETS = (2, 16)
+ROUND_SECONDS = {"cpu": 0.01, "cuda": 0.002}  # a round has as many calls as take this long
+ROUNDS = (5, 40)  # the fewest and the most
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A row, the times behind its first percentiles, and whether the contender was tried at all."""
+class Implementation:
+    """One way to compute a case.
 
-    row: Row
-    samples: list[float]
-    tried: bool = True
+    Args:
+        name, role: "other" is shown and compared with nothing, such as a lower bound that computes less.
+        prepare: returns the results to check and the call to time.
+        unable: why it cannot take part.
+        exact: the results of its own definition, where that is not the case's.
+        approximate: its error is told and excludes it from nothing.
+        info: more to say of it.
+    """
+
+    name: str
+    prepare: Callable[[], tuple[Sequence[Tensor], Call]]
+    role: Role = "baseline"
+    unable: str | None = None
+    exact: Callable[[], Sequence[Tensor]] | None = None
+    approximate: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Row:
+    """What came of an implementation: seconds of a call, one number a round, or the reason why there are none."""
+
+    name: str
+    role: Role
+    info: dict[str, Any]
+    seconds: list[float] = field(default_factory=list)
+    reason: str | None = None
+    failed: bool = False
 
 
 def measure(
-    case: Case, measures: str, contenders: Sequence[Contender], device: torch.device, ceilings: Ceilings, seconds: float
-) -> list[Measured]:
-    """Check and time all contenders, each for about `seconds` twice, in their order."""
-    exact = computed(case.exact, case, measures, torch.float64)
-    allowed = 2 * largest_error(computed(case.plain, case, measures), exact)
-    allowed += torch.finfo(case.dtype).eps
-    row_of = _rows_of(case, measures, ceilings, allowed)
-    rows: list[Measured] = []
+    implementations: Sequence[Implementation],
+    exact: Sequence[Tensor],
+    allowed: float,
+    device: torch.device,
+    seconds: float,
+    memory: bool = True,
+) -> list[Row]:
+    """Check all against `exact`, then time those that match, each for about `seconds`; rows in the order given."""
+    rows: list[Row] = []
     calls: dict[str, Call] = {}
-    for contender in contenders:
-        row = row_of(contender.who, ours=contender.ours)
-        if why := contender.why_not(measures):
-            rows.append(Measured(replace(row, why=why), [], tried=False))
+    for each in implementations:
+        row = Row(each.name, each.role, dict(each.info), reason=each.unable)
+        rows.append(row)
+        if each.unable:
             continue
         try:
-            run = runner(contender, measures, case.wanted)
-            right = exact
-            if contender.exact:
-                right = computed(contender.exact, case, measures, torch.float64)
-            error = largest_error(detached(run(*prepared(case, measures, 0))), right)
-            row = judged(row, error, allowed)
-            if row.matched:
-                calls[contender.who] = _rotating(run, case, measures, device)
-        except Exception as failure:  # a limit is a result, whatever it is; `show` fails the test where it is ours
-            row = replace(row, matched=False, error=None, why=reason(failure))
-        rows.append(Measured(row, []))
-    first, second = (take_turns(calls, device, seconds) for _ in range(2))
-    return [
-        with_times(row, calls[row.who], first[row.who], second[row.who], device) if row.matched else one
-        for one in rows
-        for row in [one.row]
-    ]
-
-
-def judged(row: Row, error: float, allowed: float) -> Row:
-    """The row with its error, if that is a number, and whether that is allowed."""
-    if error <= allowed:
-        return replace(row, error=error, allowed=allowed, matched=True)
-    why = f"error {error:.1e} of the largest value, {allowed:.1e} allowed"
-    return replace(row, error=error if isfinite(error) else None, allowed=allowed, matched=False, why=why)
+            results, call = each.prepare()
+            error = largest_error(results, each.exact() if each.exact else exact)
+            row.info |= {"error": error if isfinite(error) else None, "allowed": allowed}
+            if error <= (inf if each.approximate else allowed):
+                calls[each.name] = call
+            else:
+                row.reason, row.failed = f"error {error:.1e} of the largest value, {allowed:.1e} allowed", True
+        except Exception as failure:  # a limit of an implementation is a result; of ours it fails the test
+            text = (str(failure).strip() or "no message").splitlines()[0][:160]
+            row.reason, row.failed = f"{type(failure).__name__}: {text}", True
+    timed = take_turns(calls, device, seconds)
+    anchor = next((row.name for row in rows if row.role == "ours" and row.name in calls), None)
+    for row in rows:
+        if row.name in calls:
+            row.seconds = timed[row.name]
+            if anchor:
+                row.info["relative"] = quartiles([a / b for a, b in zip(row.seconds, timed[anchor], strict=True)])
+            if memory:
+                row.info["peak_memory"] = peak_memory(calls[row.name], device)
+    return rows
 
 
 def largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """The largest error of any result, each relative to the largest value of its exact counterpart; NaN if any is.
+    """The largest error of any result, relative to the largest value of its exact counterpart; NaN if any is.
 
     Raises ValueError where results and exact ones differ in number or shape: they would broadcast.
     """
@@ -88,57 +109,63 @@ def largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
         (result.double() - right).abs().max() / right.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         for result, right in zip(results, exact, strict=True)
     ]
-    return torch.stack(errors).max().item()
+    return torch.stack(errors).max().item() if errors else 0.0
 
 
-def _rotating(run: Function, case: Case, measures: str, device: torch.device) -> Call:
-    first = prepared(case, measures, 0)
-    size = sum(x.numel() * x.element_size() for part in first for x in part)
-    count = min(max(CACHE_BYTES[device.type] // size + 1, INPUT_SETS[0]), INPUT_SETS[1])
-    sets = [first, *(prepared(case, measures, seed) for seed in range(1, count))]
-    for each in sets:  # what is only done at the first sight of an input
-        run(*each)
-    turning = cycle(sets)
-    return lambda: run(*next(turning))
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The first, the median and the third."""
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def untimed(
-    suite: str, case: str, shape: dict[str, int], dtype: torch.dtype, measures: str, **known: Any
-) -> Callable[..., Row]:
-    """Makes rows of one case: (who, ours=False, ...) -> a row that matches but has no time yet."""
-
-    def row(who: str, **more: Any) -> Row:
-        values: dict[str, Any] = dict.fromkeys(UNKNOWN) | {"ours": False, "matched": True, "why": "not timed yet"}
-        values |= {"suite": suite, "case": case, "shape": shape, "measures": measures, "who": who}
-        return Row(**values | {"dtype": str(dtype).removeprefix("torch.")} | known | more)
-
-    return row
-
-
-UNKNOWN = [each.name for each in fields(Row)]
+def take_turns(calls: dict[str, Call], device: torch.device, seconds: float) -> dict[str, list[float]]:
+    """Seconds of a call, one number a round: rounds of each in turn, until each had about `seconds`."""
+    pace = {name: min(seconds_of(call, 1, device) for _ in range(2)) for name, call in calls.items()}
+    counts = {name: max(1, round(ROUND_SECONDS[device.type] / taken)) for name, taken in pace.items()}
+    longest = max((pace[name] * counts[name] for name in calls), default=1.0)
+    rounds = min(max(round(seconds / longest), ROUNDS[0]), ROUNDS[1])
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken[name].append(seconds_of(call, counts[name], device))
+    return taken
 
 
-def _rows_of(case: Case, measures: str, ceilings: Ceilings, allowed: float) -> Callable[..., Row]:
-    moved, done = case.bytes.get(measures), case.flops.get(measures)
-    rate = ceilings.matmul_flops_per_second.get(str(case.dtype).removeprefix("torch."))
-    floor = None
-    if moved is not None and done is not None and rate is not None:
-        floor = 1000 * max(moved / ceilings.copy_bytes_per_second, done / rate)
-    known = {"allowed": allowed, "bytes": moved, "flops": done, "floor_milliseconds": floor, "matched": False}
-    return untimed(case.suite, case.name, case.shape, case.dtype, measures, **known)
-
-
-def with_times(row: Row, call: Call | None, first: list[float], second: list[float], device: torch.device) -> Measured:
-    """A row with the times of its first and second turn, and what one call needs besides."""
-    row = replace(row, milliseconds=percentiles(first), repeat_milliseconds=percentiles(second), why=None)
-    if call is None:
-        return Measured(replace(row, why="memory and launches of another process are not counted"), first)
+def seconds_of(call: Call, count: int, device: torch.device) -> float:
+    """One call among `count` in a row; on CUDA by the device's own events."""
     if device.type == "cuda":
-        return Measured(replace(row, peak_memory_bytes=peak_memory(call, device), launches=launches(call)), first)
-    return Measured(replace(row, peak_memory_bytes=peak_memory_cpu(call), why="launches are counted on a GPU"), first)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000 / count
+    began = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - began) / count
 
 
-def reason(failure: Exception) -> str:
-    """Its kind and the first line of its text."""
-    text = str(failure).strip() or "no message"
-    return f"{type(failure).__name__}: {text.splitlines()[0][:160]}"
+def peak_memory(call: Call, device: torch.device) -> int:
+    """The most bytes that a call has allocated at a time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    # acc_events: PyTorch 2.11 warns without it
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
+        call()
+    events, changes = list(trace.profiler.kineto_results.experimental_event_tree()), []
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == _EventType.Allocation:
+            changes.append((event.start_time_ns, event.typed[1].alloc_size))
+    return max(accumulate((size for _, size in sorted(changes, key=itemgetter(0))), initial=0))

@@ -1,108 +1,133 @@
-"""L2 attention with tied queries and keys, against everything else that can compute it."""
+"""L2 attention: squared distances with tied queries and keys as in ViTGAN's discriminator, and distances themselves."""
 
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Contender, Inputs
-from benchmarks.machine import pick_device
-from benchmarks.peers import attention
-from benchmarks.session import CLOCK, Session, fits, name_of_ours, show
+from benchmarks.baselines import attention
+from benchmarks.cases import MEASURES, Case, Inputs
+from benchmarks.environment import pick_device
+from benchmarks.measure import Implementation
 from vitgan_kernels import l2_attention, reference
-
-pytestmark = pytest.mark.benchmark(timer=CLOCK)
 
 DEVICE = pick_device()
 ON_CPU = DEVICE.type == "cpu"
-MAIN = (8, 6, 65, 64) if ON_CPU else (512, 6, 65, 64)
-# (batch, heads, tokens, width): the discriminators of the presets, then one size at growing lengths
-SIZES = {
-    "small": {
-        "cpu": [(16, 2, 17, 32), MAIN, (1, 6, 257, 64), *((2, 2, n, 32) for n in (33, 129, 513))],
-        "cuda": [MAIN, (128, 6, 257, 64), (32, 6, 1025, 64)],
-    },
-    "paper": {
-        "cpu": [MAIN, (2, 6, 257, 64), (1, 6, 1025, 64)],
-        "cuda": [
-            MAIN,
-            (128, 6, 65, 64),
-            (128, 6, 257, 64),
-            (32, 6, 1025, 64),
-            *((16, 6, n, 64) for n in (65, 129, 257, 513, 1025, 2049, 4097)),
-            *((b, 6, 65, 64) for b in (8, 32, 2048)),
-        ],
-    },
-}
+F32, BF16 = torch.float32, torch.bfloat16
+Size = tuple[int, int, int, int]  # batch, heads, tokens, width
+if ON_CPU:
+    HEADLINES: list[Size] = [(8, 6, 65, 64)]
+    TIED = [(each, F32) for each in ((64, 6, 65, 64), (2, 6, 257, 64), (1, 6, 1025, 64), (16, 2, 17, 32))]
+    TIED = [(HEADLINES[0], F32), (HEADLINES[0], BF16), *TIED]
+    UNTIED = [((8, 4, 65, 96), F32), ((4, 4, 257, 96), F32)]
+else:
+    HEADLINES = [(512, 6, 65, 64), (128, 6, 257, 64), (32, 6, 1025, 64)]
+    more = [(128, 6, 65, 64), *((16, 6, n, 64) for n in (129, 257, 513, 2049, 4097)), (2048, 6, 65, 64)]
+    TIED = [(each, BF16) for each in (*HEADLINES, *more)]
+    UNTIED = [((64, 4, 65, 96), BF16), ((16, 4, 257, 96), BF16)]
 NO_SECOND = "it has no second derivative"
 
 
-def exact(q: Tensor, v: Tensor) -> Tensor:
-    return reference.l2_attention(q, None, v)
-
-
-def ours(q: Tensor, v: Tensor) -> Tensor:
-    return l2_attention(q, None, v)
-
-
-_TOKENS = torch.ones(1, 1, 17, 32, device=DEVICE, dtype=fits(DEVICE)[0])
-NAME = name_of_ours("l2_attention", _TOKENS, None, _TOKENS)
-
-
-@cache
-def case(batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype) -> Case:
-    """Least bytes: q, v and the cotangent once, results once. Operations: N^2 d products, two each, of 2 in the
+def case(size: Size, dtype: torch.dtype, measures: str, euclidean: bool = False) -> Case:
+    """Least bytes: inputs and the cotangent once, results once. Operations: N^2 d products, two each, of 2 in the
     forward, 5 more in the backward, 12 more in its backward."""
+    batch, heads, tokens, width = size
+    count = 3 if euclidean else 2
 
     def inputs(seed: int) -> Inputs:
         random = torch.Generator(DEVICE).manual_seed(seed)
-        shape = (batch, heads, tokens, width)
-        q, v, grad = (torch.randn(shape, generator=random, device=DEVICE).to(dtype) for _ in range(3))
-        return [q, v], [grad]
+        *found, grad = (torch.randn(size, generator=random, device=DEVICE).to(dtype) for _ in range(count + 1))
+        return found, [grad]
 
     whole = batch * heads * tokens * width * dtype.itemsize
     product = 2.0 * batch * heads * tokens**2 * width
+    exact = attention.distances if euclidean else tied(reference.l2_attention)
     return Case(
         suite="l2_attention",
-        name=f"({batch}, {heads}, {tokens}, {width})",
-        shape={"batch": batch, "heads": heads, "tokens": tokens, "width": width},
+        name=f"{'euclidean ' if euclidean else ''}({batch}, {heads}, {tokens}, {width})",
         dtype=dtype,
+        measures=measures,
         inputs=inputs,
         exact=exact,
-        plain=attention.eager,
-        wanted=(0, 1),
-        bytes={"forward": 3 * whole, "forward_backward": 5 * whole, "second_order": 5 * whole},
-        flops={"forward": 2 * product, "forward_backward": 7 * product, "second_order": 19 * product},
+        plain=partial(reference.l2_attention, metric="euclidean") if euclidean else attention.eager,
+        wanted=tuple(range(count)),
+        bytes=whole * (count + 1 if measures == "forward" else 2 * count + 1),
+        flops=product * {"forward": 2, "forward_backward": 7, "second_order": 19}[measures],
     )
 
 
-def contenders(main: bool) -> Sequence[Contender]:
-    elsewhere = {} if main or not ON_CPU else {"*": f"on the CPU it is compiled for the case {MAIN} alone"}
-    tuned = {"*": "autotuning on the CPU takes minutes"} if ON_CPU else {}
-    no_flex = {"forward_backward": "it has no backward on the CPU"} if ON_CPU else {}
+def tied(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda q, v: function(q, None, v)
+
+
+def implementations(case: Case, compiled: bool) -> list[Implementation]:
+    one, (q, v) = case.implementation, case.inputs(0)[0][:2]
+    ours = case.ours("l2_attention", tied(l2_attention), [q, None, v], compiled)
+    no_second = NO_SECOND if case.measures == "second_order" else None
+    if compiled:
+        no_backward = "it has no backward on the CPU" if ON_CPU and case.measures != "forward" else None
+        tuned = "autotuning on the CPU takes minutes" if ON_CPU else None
+        return [
+            *ours,
+            one("eager, compiled", attention.eager, compiled="default"),
+            one("eager in float32, compiled", tied(reference.l2_attention), compiled="default"),
+            one("FlexAttention", attention.Flex(), unable=no_second or no_backward),
+            one("eager, max-autotune", attention.eager, compiled="max-autotune-no-cudagraphs", unable=tuned),
+        ]
     return [
-        Contender(NAME, ours, ours=True),
-        Contender(f"{NAME}, compiled", ours, ours=True, compiled="default", unable=elsewhere),
-        Contender("eager", attention.eager),
-        Contender("eager, float32 inside", exact),
-        Contender("compiled", exact, compiled="default", unable=elsewhere),
-        Contender("compiled, max-autotune", exact, compiled="max-autotune-no-cudagraphs", unable=tuned),
-        Contender("SDPA, one more feature", attention.sdpa, unable={"second_order": NO_SECOND}),
-        Contender("SDPA, math backend", attention.sdpa_math),
-        Contender("FlexAttention", attention.Flex(), unable=elsewhere | no_flex | {"second_order": NO_SECOND}),
+        *ours,
+        one("eager", attention.eager),
+        one("eager in float32", tied(reference.l2_attention)),
+        one("SDPA, one more feature", attention.sdpa, unable=no_second),
+        one("SDPA, math backend", attention.sdpa_math),
     ]
 
 
-NAMES = [contender.who for contender in contenders(True)]
+def euclidean_implementations(case: Case, compiled: bool) -> list[Implementation]:
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return l2_attention(q, k, v, metric="euclidean")
+
+    def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return reference.l2_attention(q, k, v, metric="euclidean")
+
+    no_second = NO_SECOND if case.measures == "second_order" else None
+    found = case.ours("l2_attention", ours, case.inputs(0)[0], compiled, metric="euclidean")
+    end, mode = (", compiled", "default") if compiled else ("", None)
+    return [
+        *found,
+        case.implementation(f"torch.cdist{end}", attention.cdist, compiled=mode, unable=no_second),
+        case.implementation(f"eager{end}", eager, compiled=mode),
+        case.implementation(f"eager, expanded{end}", attention.distances, compiled=mode),
+    ]
 
 
-@pytest.mark.parametrize("who", NAMES)
-@pytest.mark.parametrize("measures", ["forward", "forward_backward", "second_order"])
-@pytest.mark.parametrize("dtype", fits(DEVICE), ids=str)
+def cases(sizes: list[tuple[Size, torch.dtype]]) -> list[object]:
+    """Each size in each order of derivative; the sizes of HEADLINES are rows of the README."""
+    return [
+        pytest.param(size, dtype, measures, id=f"{size}-{dtype}-{measures}",
+                     marks=[pytest.mark.headline] if size in HEADLINES and measures != "forward" else [])
+        for size, dtype in sizes for measures in MEASURES
+    ]  # fmt: skip
+
+
+COMPILED = pytest.mark.parametrize("compiled", [False, True], ids=["direct", "compiled"])
+
+
+@COMPILED
+@pytest.mark.parametrize(("size", "dtype", "measures"), cases(TIED))
 def test_l2_attention(
-    sizes: tuple[int, int, int, int], dtype: torch.dtype, measures: str, who: str, session: Session, benchmark: Any
+    size: Size, dtype: torch.dtype, measures: str, compiled: bool, compare: Callable[..., None]
 ) -> None:
-    show(session.case(case(*sizes, dtype), measures, lambda: contenders(sizes == MAIN), who), benchmark)
+    found = case(size, dtype, measures)
+    compare(found, implementations(found, compiled))
+
+
+@COMPILED
+@pytest.mark.parametrize(("size", "dtype", "measures"), cases(UNTIED))
+def test_euclidean(size: Size, dtype: torch.dtype, measures: str, compiled: bool, compare: Callable[..., None]) -> None:
+    if measures == "second_order" and size != UNTIED[0][0]:
+        pytest.skip(f"its second order is measured at {UNTIED[0][0]} alone: eager takes gigabytes beyond")
+    found = case(size, dtype, measures, euclidean=True)
+    compare(found, euclidean_implementations(found, compiled))

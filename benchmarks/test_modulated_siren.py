@@ -1,67 +1,37 @@
 """The modulated SIREN that paints the generator's patches: points shared by all patches, styles of their own."""
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Contender, Inputs
-from benchmarks.machine import pick_device
-from benchmarks.peers import siren
-from benchmarks.session import CLOCK, Session, fits, name_of_ours, show
+from benchmarks.baselines import siren
+from benchmarks.cases import MEASURES, Case, Inputs
+from benchmarks.environment import pick_device
+from benchmarks.measure import Implementation
 from vitgan_kernels import modulated_siren, reference
-
-pytestmark = pytest.mark.benchmark(timer=CLOCK)
 
 DEVICE = pick_device()
 ON_CPU = DEVICE.type == "cpu"
-MAIN = (64, 16, 384, 1) if ON_CPU else (8192, 16, 384, 2)
-# (patches, points of a patch, width, hidden layers); 3 channels come out
-SIZES = {
-    "small": {
-        "cpu": [(256, 64, 32, 1), MAIN, *((64, points, 64, 1) for points in (16, 64, 256))],
-        "cuda": [MAIN],
-    },
-    "paper": {
-        "cpu": [MAIN, (256, 16, 384, 2)],
-        "cuda": [
-            MAIN,
-            (8192, 16, 384, 1),
-            (32, 16384, 384, 2),  # one patch as large as an image of 128 x 128
-            (2048, 256, 384, 2),
-            *((patches, 16, 384, 2) for patches in (64, 512, 2048)),
-            *((1024, points, 384, 2) for points in (16, 64, 256)),
-        ],
-    },
-}
+F32, BF16 = torch.float32, torch.bfloat16
+Size = tuple[int, int, int, int]  # patches, points of a patch, width, hidden layers; 3 channels come out
+if ON_CPU:
+    HEADLINES: list[Size] = [(64, 16, 384, 1)]
+    SMALL = (256, 64, 32, 1)
+    SIZES = [(HEADLINES[0], F32), (SMALL, F32), ((1024, 16, 384, 1), F32), (HEADLINES[0], BF16), (SMALL, BF16)]
+else:
+    HEADLINES = [(8192, 16, 384, 2), (32, 16384, 384, 2)]  # images of 32 x 32 in patches; whole ones of 128 x 128
+    more = [(8192, 16, 384, 1), (2048, 256, 384, 2), *((n, 16, 384, 2) for n in (64, 512, 2048))]
+    SIZES = [(each, BF16) for each in (*HEADLINES, *more)]
 
 
-def exact(x: Tensor, *parameters: Tensor) -> Tensor:
-    weights, biases, styles = siren.split(parameters)
-    for index, (weight, bias, style) in enumerate(zip(weights, biases, styles, strict=True)):
-        activation = "sine" if index < len(weights) - 1 else None
-        x = reference.modulated_linear(x, weight, style, bias, activation=activation, omega=siren.OMEGA)
-    return x
-
-
-def ours(x: Tensor, *parameters: Tensor) -> Tensor:
-    weights, biases, styles = siren.split(parameters)
-    return modulated_siren(x, weights, styles, biases, omega=siren.OMEGA)
-
-
-_ONES = torch.ones(16, 16, device=DEVICE, dtype=fits(DEVICE)[0])
-NAME = name_of_ours("modulated_siren", _ONES, [_ONES, _ONES], [_ONES, _ONES])
-
-
-@cache
-def case(patches: int, points: int, width: int, hidden: int, dtype: torch.dtype) -> Case:
+def case(size: Size, dtype: torch.dtype, measures: str) -> Case:
     """Least bytes: points, weights and styles once, and the pixels; in the backward, and in its own, the pixels'
     cotangent and one gradient for each input besides. Operations: two for each weight and point of each patch, twice
     that more in the backward, and in its own backward twice those three."""
+    patches, points, width, hidden = size
     widths = [width] * (hidden + 1) + [3]
 
     def inputs(seed: int) -> Inputs:
@@ -79,45 +49,65 @@ def case(patches: int, points: int, width: int, hidden: int, dtype: torch.dtype)
     count = sum(i * o for i, o in pairwise(widths))
     read = (points * width + count + patches * sum(widths[:-1])) * dtype.itemsize
     pixels = patches * points * 3 * dtype.itemsize
-    products = 2.0 * patches * points * count
     return Case(
         suite="modulated_siren",
         name=f"({patches}, {points}, {width}), {hidden} hidden",
-        shape={"patches": patches, "points": points, "width": width, "hidden": hidden},
         dtype=dtype,
+        measures=measures,
         inputs=inputs,
         exact=exact,
         plain=siren.scaled_operand,
         wanted=tuple(range(1 + 3 * (hidden + 1))),
-        bytes={"forward": read + pixels, "forward_backward": 2 * read + pixels, "second_order": 2 * read + pixels},
-        flops={"forward": products, "forward_backward": 3 * products, "second_order": 9 * products},
+        bytes=read * (1 if measures == "forward" else 2) + pixels,
+        flops=2.0 * patches * points * count * {"forward": 1, "forward_backward": 3, "second_order": 9}[measures],
     )
 
 
-def contenders(main: bool) -> Sequence[Contender]:
-    elsewhere = {} if main or not ON_CPU else {"*": f"on the CPU it is compiled for the case {MAIN} alone"}
-    tuned = {"*": "autotuning on the CPU takes minutes"} if ON_CPU else {}
-    algebra = siren.scaled_operand
+def exact(x: Tensor, *parameters: Tensor) -> Tensor:
+    layers = siren.layers(*parameters)
+    for index, (weight, bias, style) in enumerate(layers):
+        activation = "sine" if index < len(layers) - 1 else None
+        x = reference.modulated_linear(x, weight, style, bias, activation=activation, omega=siren.OMEGA)
+    return x
+
+
+def ours(x: Tensor, *parameters: Tensor) -> Tensor:
+    weights, biases, styles = siren.split(parameters)
+    return modulated_siren(x, weights, styles, biases, omega=siren.OMEGA)
+
+
+def implementations(case: Case, compiled: bool) -> list[Implementation]:
+    one, (x, *parameters) = case.implementation, case.inputs(0)[0]
+    weights, biases, styles = siren.split(parameters)
+    found = case.ours("modulated_siren", ours, [x, weights, styles, biases], compiled)
+    if compiled:
+        tuned = "autotuning on the CPU takes minutes" if ON_CPU else None
+        return [
+            *found,
+            one("scaled operand, compiled", siren.scaled_operand, compiled="default"),
+            one("scaled operand, max-autotune", siren.scaled_operand, compiled="max-autotune-no-cudagraphs",
+                unable=tuned),
+        ]  # fmt: skip
+    plain = case.of(siren.plain)
     return [
-        Contender(NAME, ours, ours=True),
-        Contender(f"{NAME}, compiled", ours, ours=True, compiled="default", unable=elsewhere),
-        Contender("eager, scaled operand", algebra),
-        Contender("compiled, scaled operand", algebra, compiled="default", unable=elsewhere),
-        Contender("compiled, max-autotune", algebra, compiled="max-autotune-no-cudagraphs", unable=tuned),
-        Contender("grouped convolution", siren.grouped_convolution),
-        Contender("plain SIREN (a floor)", siren.plain, exact=siren.plain),
+        *found,
+        one("scaled operand", siren.scaled_operand),
+        one("grouped convolution", siren.grouped_convolution),
+        one("plain SIREN (computes less)", siren.plain, "other", exact=plain.exact_results),
     ]
 
 
-NAMES = [contender.who for contender in contenders(True)]
-
-
-@pytest.mark.parametrize("who", NAMES)
-@pytest.mark.parametrize("measures", ["forward", "forward_backward", "second_order"])
-@pytest.mark.parametrize("dtype", fits(DEVICE), ids=str)
+@pytest.mark.parametrize("compiled", [False, True], ids=["direct", "compiled"])
+@pytest.mark.parametrize(
+    ("size", "dtype", "measures"),
+    [
+        pytest.param(size, dtype, measures, id=f"{size}-{dtype}-{measures}",
+                     marks=[pytest.mark.headline] if size in HEADLINES and measures == "forward_backward" else [])
+        for size, dtype in SIZES for measures in MEASURES
+    ],
+)  # fmt: skip
 def test_modulated_siren(
-    sizes: tuple[int, int, int, int], dtype: torch.dtype, measures: str, who: str, session: Session, benchmark: Any
+    size: Size, dtype: torch.dtype, measures: str, compiled: bool, compare: Callable[..., None]
 ) -> None:
-    if ON_CPU and measures == "second_order" and sizes != MAIN:
-        pytest.skip(f"on the CPU the second order is measured in the case {MAIN} alone")
-    show(session.case(case(*sizes, dtype), measures, lambda: contenders(sizes == MAIN), who), benchmark)
+    found = case(size, dtype, measures)
+    compare(found, implementations(found, compiled))

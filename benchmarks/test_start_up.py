@@ -3,19 +3,13 @@
 import os
 import subprocess
 import sys
-import time
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-import torch
 
-from benchmarks.machine import pick_device
-from benchmarks.measure import Measured, untimed, with_times
-from benchmarks.session import CLOCK, Session, show
+from benchmarks.environment import pick_device
+from benchmarks.measure import Call, Implementation, Role, measure
 
-pytestmark = pytest.mark.benchmark(timer=CLOCK)
-
-ROUNDS = {"import": 3, "vitgan --help": 3, "compile": 1}
 COMPILE = """
 import torch
 from vitgan_kernels import l2_attention, reference
@@ -24,43 +18,32 @@ function = {function}
 x = torch.randn(8, 6, 65, 64, device=device, requires_grad=True)
 torch.compile(lambda x: function(x, None, x), fullgraph=True)(x).sum().backward()
 """
-# what: {who: code}; the first of each is what the others are held against
-CODE = {
+CODE = {  # what: {name: code}, ours first
     "import": {
-        "torch (a floor)": "import torch",
         "vitgan_kernels": "import vitgan_kernels",
         "vitgan": "import vitgan; vitgan.Generator",  # alone, `import vitgan` imports nothing more
+        "torch": "import torch",
     },
-    "vitgan --help": {
-        "python (a floor)": "",
-        "vitgan --help": "from vitgan.cli import main; main(['--help'])",
-    },
-    "compile": {
-        "reference.l2_attention (a floor)": COMPILE.format(function="reference.l2_attention"),
+    "vitgan --help": {"vitgan --help": "from vitgan.cli import main; main(['--help'])", "python": ""},
+    "torch.compile": {
         "vitgan_kernels.l2_attention": COMPILE.format(function="l2_attention"),
+        "reference.l2_attention": COMPILE.format(function="reference.l2_attention"),
     },
 }
 
 
-def measured(what: str) -> list[Measured]:
-    device = pick_device()
-    base = untimed("start_up", what, {}, torch.float32, "compile" if what == "compile" else "start_up")
-    taken: dict[str, list[float]] = {who: [] for who in CODE[what]}
-    for _ in range(2 * ROUNDS[what]):
-        for who, code in CODE[what].items():
-            taken[who].append(milliseconds(code))
-    rows = [base(who, ours=who.startswith("vitgan")) for who in taken]
-    half = ROUNDS[what]
-    return [with_times(row, None, taken[row.who][:half], taken[row.who][half:], device) for row in rows]
-
-
-def milliseconds(code: str) -> float:
-    began = time.perf_counter()
+def process(code: str) -> Call:
+    """Run it in a new process, without the caches of compilers."""
     environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env=environment)
-    return 1000 * (time.perf_counter() - began)
+    command = [sys.executable, "-c", code]
+    return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
-@pytest.mark.parametrize(("what", "who"), [(what, who) for what, codes in CODE.items() for who in codes])
-def test_start_up(what: str, who: str, session: Session, benchmark: Any) -> None:
-    show(session.group(("start_up", what), lambda: measured(what))[what, who], benchmark)
+@pytest.mark.parametrize("what", CODE)
+def test_start_up(what: str, record: Callable[..., None]) -> None:
+    def implementation(name: str, code: str) -> Implementation:
+        role: Role = "ours" if name.startswith("vitgan") else "other"
+        return Implementation(name, lambda: ([], process(code)), role)
+
+    found = [implementation(*each) for each in CODE[what].items()]
+    record(measure(found, [], 0, pick_device(), 0, memory=False), "start-up", what, "", "")

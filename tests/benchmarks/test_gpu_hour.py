@@ -1,4 +1,4 @@
-"""The command for a machine with a GPU, on stub stages: order, time, what fails and what is missing; its launches."""
+"""The command for a machine with a GPU, on stub stages: order, time, what fails and what is missing; its smoke."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_hour, launches
+from benchmarks import gpu_hour, smoke
 from benchmarks.gpu_hour import Stage, run, stages
 
 PASS = [sys.executable, "-c", "print('fine')"]
@@ -82,7 +82,7 @@ def test_time_left_over_goes_to_later_stages(tmp_path: Path) -> None:
 def test_what_is_done_and_in_which_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    without = stages(tmp_path / "out", "small")
+    without = stages(tmp_path / "out")
     order = [stage.name for stage in without if stage.name != "test spectral_norm"]
     tests = ["test l2_attention", "test modulated_siren"]
     assert order == ["build", "launches", *tests, "test training", "memcheck", "racecheck", "benchmarks"]
@@ -92,11 +92,10 @@ def test_what_is_done_and_in_which_order(tmp_path: Path, monkeypatch: pytest.Mon
     sanitizer.parent.mkdir()
     sanitizer.write_text("#!/bin/sh\n")
     sanitizer.chmod(0o755)
-    found = {stage.name: stage for stage in stages(tmp_path / "out", "paper")}
+    found = {stage.name: stage for stage in stages(tmp_path / "out")}
     assert not any(stage.missing for stage in found.values())
     assert found["memcheck"].command[:2] == [str(sanitizer), "--tool=memcheck"]
     assert "--no-deps" in found["build"].command, "PyTorch is never replaced"
-    assert "--size=paper" in found["benchmarks"].command
     for tested in ("test modulated_siren", "test training"):
         files = [argument for argument in found[tested].command if argument.endswith(".py")]
         assert files[0].endswith("test_gpu.py")
@@ -127,7 +126,7 @@ def test_the_summary_and_the_exit_status(
 ) -> None:
     last = Stage("b", [sys.executable, "-c", f"raise SystemExit({status})"], 1)
     monkeypatch.setattr(gpu_hour, "machine", lambda: "a GPU")
-    monkeypatch.setattr(gpu_hour, "stages", lambda out, size: [Stage("a", PASS, 1), last])
+    monkeypatch.setattr(gpu_hour, "stages", lambda out: [Stage("a", PASS, 1), last])
     assert gpu_hour.main(["--out", str(tmp_path)]) == expected
     summary = (tmp_path / "summary.txt").read_text().splitlines()
     assert summary[0] == "a GPU"
@@ -136,7 +135,7 @@ def test_the_summary_and_the_exit_status(
 
 def test_the_launches_are_finite() -> None:
     pytest.importorskip("triton")
-    device = launches.pick_device()
-    assert launches.all_finite(launches.attention(17, 17, True, torch.bfloat16, device))
-    assert launches.all_finite(launches.siren([20, 40, 33, 3], True, torch.bfloat16, device))
-    assert not launches.all_finite([torch.tensor([1.0, float("nan")])])
+    device = smoke.pick_device()
+    assert smoke.all_finite(smoke.attention(17, 17, True, torch.bfloat16, device))
+    assert smoke.all_finite(smoke.siren([20, 40, 33, 3], True, torch.bfloat16, device))
+    assert not smoke.all_finite([torch.tensor([1.0, float("nan")])])

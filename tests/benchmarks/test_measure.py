@@ -1,20 +1,16 @@
 """What is timed and what is not: wrong results, failures, refusals; and the turns and inputs of what is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Contender, Function, Inputs, one_pass
-from benchmarks.measure import Measured, largest_error, measure
-from benchmarks.records import Ceilings, percentiles
-from benchmarks.timing import take_turns
-from tests.benchmarks.helpers import run
+from benchmarks.cases import MEASURES, Case, Inputs, one_pass
+from benchmarks.measure import Implementation, Row, largest_error, measure, peak_memory, quartiles, take_turns
 
 CPU = torch.device("cpu")
-CEILINGS = Ceilings(1e9, {"float32": 1e9})
 SECONDS = 1e-4
 
 
@@ -22,7 +18,7 @@ def cubes(x: Tensor, y: Tensor) -> Tensor:
     return x**3 * y
 
 
-def case(**changes: Any) -> Case:
+def case(measures: str = "forward") -> Case:
     """x ** 3 * y, with a gradient in x."""
 
     def inputs(seed: int) -> Inputs:
@@ -30,24 +26,17 @@ def case(**changes: Any) -> Case:
         x, y, cotangent = (torch.randn(7, generator=random) for _ in range(3))
         return [x, y], [cotangent]
 
-    plain: dict[str, Any] = {
-        "suite": "toys",
-        "name": "cubes",
-        "shape": {"n": 7},
-        "dtype": torch.float32,
-        "inputs": inputs,
-        "exact": cubes,
-        "plain": cubes,
-        "wanted": (0,),
-        "bytes": {"forward": 8e6},
-        "flops": {"forward": 2e6},
-    }
-    return Case(**plain | changes)
+    return Case("toys", "cubes", torch.float32, measures, inputs, cubes, cubes, (0,))
 
 
-def measured(contender: Contender, measures: str = "forward") -> Measured:
-    (one,) = measure(case(), measures, [contender], CPU, CEILINGS, SECONDS)
-    return one
+def measured(*implementations: Implementation, measures: str = "forward") -> list[Row]:
+    exact = case(measures).exact_results()
+    return measure(implementations, exact, case(measures).allowed(exact), CPU, SECONDS)
+
+
+def row_of(function: Callable[..., Any], measures: str = "forward", **more: Any) -> Row:
+    (row,) = measured(case(measures).implementation("one", function, **more), measures=measures)
+    return row
 
 
 class HalfWrong(torch.autograd.Function):
@@ -68,87 +57,87 @@ def noisy(x: Tensor, y: Tensor) -> Tensor:
     return cubes(x, y) * (1 + 1e-5)
 
 
-def not_numbers(x: Tensor, y: Tensor) -> Tensor:
-    return cubes(x, y) / 0 * 0
+def fails(x: Tensor, y: Tensor) -> Tensor:
+    raise RuntimeError("no such kernel\nand much more")
 
 
-def wrong_shape(x: Tensor, y: Tensor) -> Tensor:
-    return cubes(x, y)[None]
+@pytest.mark.parametrize("measures", MEASURES)
+def test_a_match_is_timed(measures: str) -> None:
+    row = row_of(cubes, measures)
+    assert row.reason is None
+    assert row.info["error"] <= row.info["allowed"] < 1e-5
+    assert len(row.seconds) >= 5
+    assert min(row.seconds) > 0
 
 
-def two_results(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return cubes(x, y), x
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (noisy, "error 1.0e-05 of the largest value, "),
+        (lambda x, y: cubes(x, y) / 0 * 0, "error nan"),
+        (lambda x, y: cubes(x, y)[None], "ValueError: results have shapes [(1, 7)], and not [(7,)]"),
+        (lambda x, y: (cubes(x, y), x), "ValueError: results have shapes"),
+        (fails, "RuntimeError: no such kernel"),
+    ],
+)
+def test_what_does_not_match_has_no_time(wrong: Callable[..., Any], reason: str) -> None:
+    row = row_of(wrong)
+    assert (row.seconds, row.failed) == ([], True)
+    assert (row.reason or "").startswith(reason)
 
 
-@pytest.mark.parametrize("measures", ["forward", "forward_backward", "second_order"])
-def test_what_matches_is_timed_twice(measures: str) -> None:
-    one = measured(Contender("who", cubes), measures)
-    assert one.row.matched
-    assert one.row.error is not None
-    assert one.row.allowed is not None
-    assert one.row.error <= one.row.allowed < 1e-5
-    assert one.row.milliseconds == percentiles(one.samples)
-    assert one.row.repeat_milliseconds is not None
+def test_a_refusal_is_no_failure() -> None:
+    row = row_of(fails, unable="no compiler")
+    assert (row.seconds, row.failed, row.reason) == ([], False, "no compiler")
 
 
-@pytest.mark.parametrize("wrong", [noisy, not_numbers, wrong_shape, two_results])
-def test_what_does_not_match_has_no_time(wrong: Function) -> None:
-    one = measured(Contender("peer", wrong))
-    assert not one.row.matched
-    assert one.row.milliseconds is None
-    assert one.row.repeat_milliseconds is None
-    assert one.samples == []
-    assert one.row.why
-
-
-@pytest.mark.parametrize("wrong", [noisy, not_numbers, wrong_shape, two_results])
-def test_a_row_without_a_time_can_be_saved(wrong: Function, tmp_path: Any) -> None:
-    """Also where the error is not a number: the other rows must not be lost with it."""
-    run(measured(Contender("peer", wrong)).row).save(tmp_path / "run.json")
+def test_the_error_of_an_approximation_is_told() -> None:
+    function = case().implementation("one", noisy, "other", approximate=True)
+    (row,) = measured(function)
+    assert row.seconds
+    assert row.info["error"] > row.info["allowed"]
 
 
 def test_a_wrong_derivative_is_seen_at_its_order() -> None:
-    contender = Contender("peer", HalfWrong.apply)
-    assert measured(contender, "forward_backward").row.matched
-    assert not measured(contender, "second_order").row.matched
+    assert row_of(HalfWrong.apply, "forward_backward").seconds
+    assert row_of(HalfWrong.apply, "second_order").failed
 
 
-def test_a_failure_is_the_reason() -> None:
-    def fails(x: Tensor, y: Tensor) -> Tensor:
-        raise RuntimeError("no such kernel\nand much more")
+def test_what_computes_less_is_held_against_its_own_definition() -> None:
+    def squares(x: Tensor, y: Tensor) -> Tensor:
+        return x**2 * y
 
-    row = measured(Contender("peer", fails)).row
-    assert row.milliseconds is None
-    assert row.why == "RuntimeError: no such kernel"
+    exact = case().of(squares).exact_results
+    assert row_of(squares).failed
+    assert row_of(squares, exact=exact).seconds
+    assert row_of(noisy, exact=exact).failed
 
 
-def test_a_failure_is_not_a_refusal() -> None:
-    """Each of the two is the other's opposite for the test of a row of ours: one fails it, one skips it."""
-    assert measured(Contender("ours", wrong_shape, ours=True)).tried
-    assert not measured(Contender("ours", cubes, ours=True, unable={"*": "no compiler"})).tried
+def test_ratios_are_of_the_same_round_to_the_first_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"a": [1.0, 2.0, 4.0], "wrong": [], "ours": [2.0, 1.0, 4.0], "ours, compiled": [1.0, 1.0, 1.0]}
+    monkeypatch.setattr("benchmarks.measure.take_turns", lambda calls, device, seconds: {n: times[n] for n in calls})
+    make = case().implementation
+    functions = {"a": cubes, "wrong": noisy, "ours": cubes, "ours, compiled": cubes}
+    rows = measured(*(make(name, f, "ours" if "ours" in name else "baseline") for name, f in functions.items()))
+    assert [row.name for row in rows] == list(times)
+    assert rows[0].info["relative"] == quartiles([0.5, 2.0, 1.0]) == [0.75, 1.0, 1.5]
+    assert rows[2].info["relative"] == [1, 1, 1]
+    assert "relative" not in rows[1].info
 
 
 def test_memory_of_a_call() -> None:
     """Two of these vectors are alive at once, of three that are made: the second takes the first's place."""
+    x = torch.randn(7)
 
-    def doubled_twice(x: Tensor, y: Tensor) -> Tensor:
+    def doubled_twice() -> Tensor:
         z = x + x
         z = z + z
         return z + z
 
-    one = measured(Contender("who", doubled_twice, exact=doubled_twice))
-    assert one.row.peak_memory_bytes == 2 * 7 * 4
+    assert peak_memory(doubled_twice, CPU) == 2 * 7 * 4
 
 
-def test_a_refusal_is_the_reason() -> None:
-    called = []
-    contender = Contender("peer", lambda x, y: called.append(1), unable={"second_order": "it has none"})
-    assert measured(contender, "second_order").row.why == "it has none"
-    assert not called
-    assert measured(Contender("peer", cubes, unable={"second_order": "it has none"})).row.matched
-
-
-@pytest.mark.parametrize("measures", ["forward", "forward_backward", "second_order"])
+@pytest.mark.parametrize("measures", MEASURES)
 def test_a_pass_can_be_compiled_as_one_graph(measures: str) -> None:
     run = one_pass(cubes, measures, (0,))
     inputs, cotangents = case().inputs(0)
@@ -162,59 +151,32 @@ def test_a_pass_can_be_compiled_as_one_graph(measures: str) -> None:
     torch.testing.assert_close(list(actual), list(expected))
 
 
-def test_a_lower_bound_is_held_against_its_own_definition() -> None:
-    def squares(x: Tensor, y: Tensor) -> Tensor:
-        return x**2 * y
-
-    assert not measured(Contender("bound", squares)).row.matched
-    assert measured(Contender("bound", squares, exact=squares)).row.matched
-    assert not measured(Contender("bound", noisy, exact=squares)).row.matched
-
-
-def test_one_row_a_contender_in_their_order() -> None:
-    contenders = [Contender("b", cubes), Contender("wrong", noisy), Contender("a", cubes)]
-    rows = [one.row for one in measure(case(), "forward", contenders, CPU, CEILINGS, SECONDS)]
-    assert [row.who for row in rows] == ["b", "wrong", "a"]
-    assert [row.matched for row in rows] == [True, False, True]
-
-
-def test_the_floor_is_the_larger_of_bytes_and_operations() -> None:
-    assert measured(Contender("who", cubes)).row.floor_milliseconds == 8
-    (one,) = measure(case(flops={"forward": 9e6}), "forward", [Contender("who", cubes)], CPU, CEILINGS, SECONDS)
-    assert one.row.floor_milliseconds == 9
-    assert measured(Contender("who", cubes), "second_order").row.floor_milliseconds is None
-
-
 def test_inputs_rotate_and_are_fresh() -> None:
-    """Calls get different numbers in different memory, and leaves of their own in each set."""
-    seen: list[tuple[int, float]] = []
+    """Calls get different numbers in different memory."""
+    seen: list[int] = []
 
     def watching(x: Tensor, y: Tensor) -> Tensor:
-        seen.append((x.data_ptr(), float(x.detach()[0])))
+        seen.append(x.data_ptr())
         return cubes(x, y)
 
-    measured(Contender("who", watching), "forward_backward")
+    row_of(watching, "forward_backward")
     assert len(set(seen[-16:])) == 16
-    assert len({pointer for pointer, _ in seen[-16:]}) == 16
 
 
-def test_contenders_take_turns() -> None:
+def test_implementations_take_turns() -> None:
     called: list[str] = []
     rounds = take_turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, CPU, SECONDS)
-    turns = [who for who, before in zip(called, [None, *called], strict=False) if who != before]
+    turns = [name for name, before in zip(called, [None, *called], strict=False) if name != before]
     assert turns == ["a", "b"] * (len(turns) // 2)
     assert len(rounds["a"]) == len(rounds["b"]) >= 5
-    assert min(rounds["a"] + rounds["b"]) > 0
 
 
 def test_largest_error_is_relative_to_each_result() -> None:
     exact = [torch.tensor([100.0, 1.0]).double(), torch.tensor([0.01]).double()]
-    assert largest_error([torch.tensor([100.0, 2.0]), torch.tensor([0.01])], exact) == pytest.approx(0.01, rel=1e-6)
-    assert largest_error([torch.tensor([100.0, 1.0]), torch.tensor([0.02])], exact) == pytest.approx(1, rel=1e-6)
-    assert not largest_error([torch.tensor([float("nan"), 1.0]), torch.tensor([0.01])], exact) <= 1
 
+    def error(*values: Sequence[float]) -> float:
+        return largest_error([torch.tensor(each) for each in values], exact)
 
-def test_results_of_another_number_are_an_error() -> None:
-    results: Sequence[Tensor] = [torch.ones(1)]
-    with pytest.raises(ValueError):
-        largest_error(results, [torch.ones(1).double()] * 2)
+    assert error([100.0, 2.0], [0.01]) == pytest.approx(0.01, rel=1e-6)
+    assert error([100.0, 1.0], [0.02]) == pytest.approx(1, rel=1e-6)
+    assert not error([float("nan"), 1.0], [0.01]) <= 1

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from vitgan.data.base import DataError
-from vitgan.data.sources import Labels, Member, number_classes
+from vitgan.data.labels import Labels, number_classes
+from vitgan.data.sources import Member
 
 
 class HubImages:
