@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from vitgan.devices import check_threads
+from vitgan.devices import check_seed, check_threads
+from vitgan.errors import check
 from vitgan.models import (
     CnnDiscriminatorConfig,
     CnnGeneratorConfig,
@@ -17,38 +18,8 @@ from vitgan.models import (
     GeneratorConfig,
     StyleGan2DiscriminatorConfig,
 )
-from vitgan.seeds import check_seed
 from vitgan.training.augment import AugmentConfig
-from vitgan.training.losses import LossName
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What the networks are trained for."""
-
-    kind: LossName = "logistic"
-    """Non-saturating logistic, hinge, or relativistic (each real image against a generated one, as R3GAN)."""
-    bcr_real: float = 10.0
-    """Weight of the consistency of D under augmentation on real images; 0 turns it off."""
-    bcr_fake: float = 10.0
-    """Likewise on generated images."""
-    r1: float = 0.0
-    """Weight (gamma / 2) of the squared gradient of D on real images, as augmented for it; 0 turns it off."""
-    r2: float = 0.0
-    """Likewise on generated images."""
-    penalty_every: int = 16
-    """Steps between two gradient penalties; their weight is multiplied by it."""
-    history: float = 0.0
-    """Weight of D's loss on generated images of earlier steps, against going round in circles; 0 turns it off."""
-    noise: float = 0.0
-    """Weight of D's loss on images of pure noise; 0 turns it off."""
-    diversity: float = 0.0
-    """Weight of G's loss on pairs of images that differ less than their latents do; 0 turns it off."""
-
-    def __post_init__(self) -> None:
-        for name in ("bcr_real", "bcr_fake", "r1", "r2", "history", "noise", "diversity"):
-            _check(f"loss.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        _check("loss.penalty_every", self.penalty_every, self.penalty_every >= 1, "at least 1")
+from vitgan.training.losses import LossConfig
 
 
 @dataclass(frozen=True)
@@ -72,10 +43,10 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         for name in ("g_lr", "d_lr", "ema_half_life", "ema_ramp_up"):
-            _check(f"optimiser.{name}", getattr(self, name), getattr(self, name) > 0, "positive")
+            check(f"optimiser.{name}", getattr(self, name), getattr(self, name) > 0, "positive")
         for name in ("beta1", "beta2"):
-            _check(f"optimiser.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        _check("optimiser.lr_decay", self.lr_decay, 0 <= self.lr_decay <= 1, "from 0 to 1")
+            check(f"optimiser.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        check("optimiser.lr_decay", self.lr_decay, 0 <= self.lr_decay <= 1, "from 0 to 1")
 
 
 def is_name(data: str) -> bool:
@@ -166,8 +137,8 @@ class Config:
         check_seed(self.seed)
         every = ("log_every", "sample_every", "evaluate_every", "checkpoint_every")
         for name in ("batch_size", "accumulate", "images", *every, "keep_checkpoints"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        _check("evaluate_samples", self.evaluate_samples, self.evaluate_samples >= 2, "at least 2")
+            check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check("evaluate_samples", self.evaluate_samples, self.evaluate_samples >= 2, "at least 2")
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs replays compiled steps: set compile too, or leave cuda_graphs away")
         check_threads(self.threads)
@@ -252,14 +223,9 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name} must be {known}, got {value!r}")
 
 
-def _check(name: str, value: float, fits: bool, limit: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} must be {limit}, got {value}")
-
-
 def _check_finite(config: Any, prefix: str = "") -> None:
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
             _check_finite(value, f"{prefix}{name}.")
         elif isinstance(value, float):
-            _check(f"{prefix}{name}", value, math.isfinite(value), "a finite number")
+            check(f"{prefix}{name}", value, math.isfinite(value), "a finite number")

@@ -23,3 +23,9 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What an error says first, or its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check(name: str, value: float, fits: bool, limit: str) -> None:
+    """ValueError that names a setting and its limit, unless it fits."""
+    if not fits:
+        raise ValueError(f"{name} must be {limit}, got {value}")

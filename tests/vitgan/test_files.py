@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitgan.images import check_picture, from_uint8, grid, save_image, to_uint8
+from vitgan.files import check_picture, from_uint8, grid, save_image, to_uint8
 
 
 def test_bytes_survive_the_way_to_floats_and_back() -> None:

@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitgan.data import ImageDataset, open_dataset
-from vitgan.data.decoded import ImageFiles
+from vitgan.data.decode import ImageFiles
 from vitgan.data.sources import Archive, Folder, SingleFile, is_image
-from vitgan.devices import pick_device, use_threads
-from vitgan.files import atomic_write
-from vitgan.images import from_uint8, save_image
+from vitgan.devices import check_seed, pick_device, use_threads
+from vitgan.files import atomic_write, from_uint8, save_image
 from vitgan.models import DiscriminatorConfig
-from vitgan.seeds import check_seed
 from vitgan.training.classifier import Classifier, confusion, fit, split
 
 PICTURE_SIDE = 256

@@ -11,10 +11,9 @@ import tyro
 from rich.progress import Progress
 
 from vitgan.data import open_dataset
-from vitgan.devices import pick_device
+from vitgan.devices import check_seed, pick_device
 from vitgan.metrics.features import NetworkName, load_network
 from vitgan.metrics.scores import Scorer
-from vitgan.seeds import check_seed
 from vitgan.training.checkpoint import images_seen, latest_checkpoint, load_config, load_generator, run_of
 
 SCORES = "scores.jsonl"
@@ -76,8 +75,9 @@ def main(arguments: list[str]) -> int:
             print("caution: the data has not the run's classes, and samples are of all classes alike", file=sys.stderr)
         else:
             counts = torch.bincount(labels, minlength=generator.classes).tolist()
-            line["classes"] = dict(zip(config.class_names, counts, strict=True))
-            print(f"samples of each class: {', '.join(f'{name} {count}' for name, count in line['classes'].items())}")
+            of_class = dict(zip(config.class_names, counts, strict=True))
+            line["classes"] = of_class
+            print(f"samples of each class: {', '.join(f'{name} {count}' for name, count in of_class.items())}")
     if caution := scorer.caution():
         print(f"caution: {caution}", file=sys.stderr)
     for name, value in scores.items():

@@ -1,20 +1,23 @@
-"""vitgan sample."""
+"""vitgan sample: grids, folders, arrays and videos of generated images."""
 
+import math
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 from torch import Tensor
 
 from vitgan.devices import pick_device
-from vitgan.files import atomic_write
-from vitgan.images import PICTURES, check_picture, grid, save_image, to_uint8
+from vitgan.errors import VitganError
+from vitgan.files import PICTURES, atomic_write, check_picture, grid, save_image, to_uint8, whole_file
 from vitgan.models import ImageGenerator
 from vitgan.training.checkpoint import latest_checkpoint, load_config, load_generator, run_of
-from vitgan.video import MOVING, check_fps, save_video
 
 WRITE_BATCH = 256
 """Images held at a time when a folder of them is written."""
@@ -127,3 +130,70 @@ def class_number(model: Path, label: str) -> Tensor:
 
 def _render(generator: ImageGenerator, w: Tensor, truncation: float, mean: Tensor | None) -> Iterator[Tensor]:
     return (generator.render(part, truncation=truncation, mean=mean) for part in w.split(WRITE_BATCH))
+
+
+MOVING = (".gif", ".mp4")
+FASTEST = {".gif": 50, ".mp4": 240}
+"""Images a second. Players show the images of a GIF that is faster for a tenth of a second each."""
+SIDE = 256
+"""Smaller images are repeated pixel by pixel to at least this side."""
+
+
+def check_fps(fps: int, suffix: str) -> None:
+    """Raise ValueError where the format does not show so many images a second."""
+    if not 1 <= fps <= FASTEST[suffix]:
+        raise ValueError(f"a {suffix} shows from 1 to {FASTEST[suffix]} images a second, got fps {fps}")
+
+
+def save_video(images: Tensor, path: Path, *, fps: int) -> None:
+    """Write images (N, C, H, W) in [-1, 1] as a .gif that repeats for ever, or as an .mp4.
+
+    Raises:
+        ValueError: the format does not show so many images a second.
+        VitganError: an .mp4 is asked for, and its encoder is not installed or could not write it.
+    """
+    suffix = path.suffix.lower()
+    check_fps(fps, suffix)
+    pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
+    if pixels.shape[-1] in (2, 4):  # neither format keeps half-transparent pixels: onto white
+        alpha = pixels[..., -1:] / 255.0
+        pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+    times = math.ceil(SIDE / pixels.shape[1])
+    times += times * pixels.shape[1] % 2  # H.264 needs even sides
+    frames = np.ascontiguousarray(pixels.repeat(times, axis=1).repeat(times, axis=2))
+    if suffix == ".gif":
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        # A GIF counts in hundredths of a second: each image changes at the one nearest to its time.
+        changes = [10 * round(100 * number / fps) for number in range(len(frames) + 1)]
+        durations = [b - a for a, b in pairwise(changes)]
+        with whole_file(path) as part:
+            first.save(part, save_all=True, append_images=rest, duration=durations, loop=0)
+        return
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise VitganError(
+            f"an .mp4 needs an encoder ({error}): pip install 'vitgan[video]', or write a .gif"
+        ) from error
+    with whole_file(path) as part:
+        writer = imageio_ffmpeg.write_frames(
+            str(part), (frames.shape[2], frames.shape[1]), fps=fps, macro_block_size=1, ffmpeg_log_level="error"
+        )
+        with suppress(OSError), closing(writer):  # a broken pipe, where the encoder has ended
+            writer.send(None)
+            for frame in frames:
+                writer.send(frame)
+        if (written := _frames_of(part)) != len(frames):
+            raise VitganError(f"{path}: the encoder wrote {written} of {len(frames)} images: is the disk full?")
+
+
+def _frames_of(video: Path) -> int:
+    """Frames that can be read of a video: the encoder does not say whether it could write them."""
+    import imageio_ffmpeg
+
+    try:
+        count: int = imageio_ffmpeg.count_frames_and_secs(str(video))[0]
+    except RuntimeError:
+        return 0
+    return count

@@ -3,14 +3,12 @@
 import os
 from pathlib import Path
 
-from vitgan.data.base import DataError, ImageDataset, TensorDataset, check_format
+from vitgan.data.base import DataError, DeviceDataset, ImageDataset, TensorDataset, check_format, keep_on_device
 from vitgan.data.cifar10 import load_cifar10
-from vitgan.data.decoded import ImageFiles, load_files
-from vitgan.data.device import DeviceDataset, keep_on_device
+from vitgan.data.decode import ImageFiles, load_files
 from vitgan.data.hub import HubImages
-from vitgan.data.labels import read_labels
 from vitgan.data.shapes import Shapes
-from vitgan.data.sources import open_archive
+from vitgan.data.sources import open_archive, read_labels
 from vitgan.data.stream import BatchStream
 
 __all__ = [

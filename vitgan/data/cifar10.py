@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vitgan.data.base import DataError, TensorDataset
 from vitgan.data.decode import fit_image
-from vitgan.data.progress import progress_line
 from vitgan.files import atomic_write
+from vitgan.progress import progress_line
 
 # The binary edition: the same images as the Python one, and no pickle to trust.
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

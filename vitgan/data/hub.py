@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vitgan.data.base import DataError
-from vitgan.data.labels import Labels, number_classes
-from vitgan.data.sources import Member
+from vitgan.data.sources import Labels, Member, number_classes
 
 
 class HubImages:

@@ -1,15 +1,13 @@
 """What every generator can do: from latents through w to images, by number, by seed, by class."""
 
 import math
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitgan.devices import check_seed
 from vitgan.models.layers import EqualLinear
-from vitgan.seeds import check_seed
 
 MEAN_OF = 4096
 """Latents that the mean w is taken of."""
@@ -155,23 +153,6 @@ class ImageGenerator(nn.Module):
         place = torch.arange(count, device=points.device) * stops / count
         before = place.long()
         return points[before].lerp(points[(before + 1) % stops], (place - before).unsqueeze(1))
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> Self:
-        """The averaged (EMA) generator of a run directory or of one of its checkpoints, in evaluation mode.
-
-        Raises:
-            CheckpointError: there is none at `path`, it is damaged, or it is a generator of another kind.
-        """
-        from vitgan.errors import CheckpointError
-        from vitgan.training.checkpoint import load_generator  # here, because it imports this module
-
-        generator = load_generator(path, device=device)
-        if not isinstance(generator, cls):
-            raise CheckpointError(
-                f"{path} holds a {type(generator).__name__}, not a {cls.__name__}: load it with ImageGenerator"
-            )
-        return generator
 
     @property
     def device(self) -> torch.device:

@@ -7,9 +7,13 @@ RUN/checkpoints/000001200000/          named by the images seen
     state.json                         counts of steps and seconds
 """
 
+import fcntl
 import json
 import shutil
 import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitgan.config import Config, from_dict, to_dict
-from vitgan.errors import CheckpointError
+from vitgan.errors import CheckpointError, TrainingError
 from vitgan.files import atomic_write, sync_folder, synced_write
 from vitgan.models import ImageGenerator
 from vitgan.models.build import build_generator
@@ -31,6 +35,7 @@ GENERATOR = "generator_ema.safetensors"
 TRAINING = "training.safetensors"
 STATE = "state.json"
 CLASSIFIER = "classifier.json"
+LOCK = ".lock"
 FORMAT = 1
 
 
@@ -185,6 +190,21 @@ def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> I
             f"{checkpoint / GENERATOR} is not of the run that {run / CONFIG} describes: {first_misfit(error)}"
         ) from error
     return generator.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def only_process_in(run: Path) -> Iterator[None]:
+    """Hold a run directory, until this process ends at the latest; TrainingError where another one holds it."""
+    with (run / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"another process is training in {run}: wait for it, or choose another --out") from None
+        except OSError as error:  # a file system without locks
+            warnings.warn(
+                f"{run} cannot be locked ({error.strerror}): see to it that no other process trains there", stacklevel=3
+            )
+        yield
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

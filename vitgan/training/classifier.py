@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from vitgan.config import from_dict
 from vitgan.data import ImageDataset
 from vitgan.errors import CheckpointError
-from vitgan.files import atomic_write
-from vitgan.images import from_uint8
+from vitgan.files import atomic_write, from_uint8
 from vitgan.models import Discriminator, DiscriminatorConfig
 from vitgan.training.checkpoint import CLASSIFIER, TRAINING, first_misfit, latest_checkpoint, load_config, run_of
 

@@ -1,16 +1,27 @@
-"""Where a run's numbers and pictures go: a JSON-lines file, TensorBoard, Weights & Biases."""
+"""What a run logs: losses, scores and samples, to the console and the run's directory."""
 
 import json
+import math
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
 from torch import Tensor
 
 from vitgan.config import Config, to_dict
+from vitgan.data import ImageDataset
 from vitgan.errors import TrainingError
-from vitgan.files import atomic_write
-from vitgan.images import to_uint8
+from vitgan.files import atomic_write, grid, save_image, to_uint8
+from vitgan.metrics.features import load_network
+from vitgan.metrics.scores import Evaluator, Scorer
+from vitgan.progress import TrainingProgress
+from vitgan.training.state import Adversarial
+from vitgan.training.stopwatch import Stopwatch
+from vitgan.training.tracing import StepTracer
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb-id"
@@ -102,3 +113,168 @@ def _drop_lines_after(path: Path, images: int) -> None:
     kept = [line for line in read_metrics(path.parent) if line["images"] <= images] if images else []
     with atomic_write(path) as file:
         file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+SAMPLES = "samples"
+GRID_SIDE = 8
+
+
+class Reporter:
+    """Tells of a run, to the person who watches and in the run's directory. Only the first process says and writes.
+
+    Args:
+        config: the run.
+        run: its directory; made if it does not exist.
+        dataset: the images that samples are compared with.
+        training: what is told about.
+        stopwatch: how long it has trained.
+        console: where to say it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        *,
+        dataset: ImageDataset,
+        training: Adversarial,
+        stopwatch: Stopwatch,
+        console: Console,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.training = training
+        self.stopwatch = stopwatch
+        self.totals: dict[str, list[Tensor]] = {}
+        self.loggers: Loggers | None = None
+        self.progress = TrainingProgress(config.images, training.images, console)
+        self.evaluator = Evaluator(dataset, samples=config.evaluate_samples, seed=config.seed)
+        self.scorer: Scorer | None = None
+        self.tracer: StepTracer | None = None
+        self._logged_at = stopwatch.seconds
+        (run / SAMPLES).mkdir(parents=True, exist_ok=True)
+        if not self._is_first:
+            return
+        if config.features != "none":
+            network = load_network(config.features, weights=config.inception_weights, device=training.device)
+            self.scorer = Scorer(dataset, network, samples=config.evaluate_samples, seed=config.seed)
+        if config.profile:
+            self.tracer = StepTracer(run, training.device)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """For as long as the run goes on."""
+        with self.progress:
+            self.loggers = Loggers(self.config, self.run, images=self.training.images) if self._is_first else None
+            try:
+                yield
+            finally:
+                if self.tracer and (words := self.tracer.end()):
+                    self.say(words)
+                if self.loggers:
+                    self.loggers.close()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.progress.say(text)
+
+    def due(self, every: int) -> bool:
+        """Whether the last step went past a multiple of `every` images."""
+        images = self.training.images
+        return images // every > (images - self.config.batch_size) // every
+
+    def introduce(self, dataset: ImageDataset) -> None:
+        """Before the first step: what is trained on, and how far the untrained generator is from it."""
+        ranks = self.training.ranks
+        among = f" x {ranks.count}" if ranks.count > 1 else ""
+        self.say(f"{dataset} on {self.training.device}{among} -> {self.run}")
+        if self._is_first:
+            self._say_what_to_compare_with(len(dataset))
+            save_image(grid(self.evaluator.grid, columns=GRID_SIDE), self.run / "real.png")
+        self.evaluate()
+        self.sample()
+
+    def make_up(self) -> None:
+        """Evaluate and sample where that was due when a signal came: the checkpoint went before."""
+        if not self.loggers:
+            return
+        last = [line for line in read_metrics(self.run) if line["images"] == self.training.images]
+        if self.due(self.config.evaluate_every) and not any("sliced_wasserstein" in line for line in last):
+            self.evaluate()
+        if self.due(self.config.sample_every) and not self.sheet().exists():
+            self.sample()
+
+    def step(self, scalars: dict[str, Tensor]) -> None:
+        """After every step: what it computed, still on the device."""
+        for name, value in scalars.items():
+            self.totals.setdefault(name, []).append(value)
+        self.progress.advance(self.training.images)
+        if self.tracer and (words := self.tracer.step()):
+            self.say(words)
+
+    def log(self) -> list[str]:
+        """Log the means since the last time. Where some are not finite, log nothing and return their names.
+
+        Every process must call it.
+        """
+        if not self.totals:
+            return []
+        self.stopwatch.wait(self.training.device)
+        own = {name: float(torch.stack(values).mean()) for name, values in self.totals.items()}
+        scalars = self.training.ranks.mean(own)
+        steps = max(map(len, self.totals.values()))
+        self.totals.clear()
+        if bad := [name for name, value in scalars.items() if not math.isfinite(value)]:
+            return bad
+        images, now = self.training.images, self.stopwatch.seconds
+        rate = steps * self.config.batch_size / max(now - self._logged_at, 1e-9)
+        self._logged_at = now
+        left = (self.config.images - images) / rate
+        if self.config.max_minutes is not None:
+            left = min(left, 60 * self.config.max_minutes - now)
+        if self.loggers:
+            self.loggers.scalars(scalars | {"images_per_second": rate, "elapsed": now}, images=images)
+        self.progress.update(images, rate=rate, left=max(left, 0.0), scalars=scalars)
+        return []
+
+    def evaluate(self) -> None:
+        """Score the averaged generator."""
+        if not self.loggers:
+            return
+        self.stopwatch.wait(self.training.device)
+        generator, images = self.training.averaged_generator, self.training.images
+        scores = self.evaluator(generator)
+        if self.scorer:
+            scores |= self.scorer(generator)
+        self.loggers.scalars(scores, images=images)
+        text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        self.say(f"{images:,} images: {text}")
+
+    def sample(self) -> None:
+        """Save a grid of the averaged generator, always of the same latents; with classes, one for each row."""
+        if not self.loggers:
+            return
+        self.stopwatch.wait(self.training.device)
+        generator, count = self.training.averaged_generator, GRID_SIDE**2
+        labels = torch.arange(count) // GRID_SIDE % generator.classes if generator.classes else None
+        sheet = grid(generator.sample(count, seed=self.config.seed, labels=labels), columns=GRID_SIDE)
+        save_image(sheet, self.sheet())
+        self.loggers.picture(sheet, images=self.training.images)
+
+    def sheet(self) -> Path:
+        """Where the grid of this moment lies."""
+        return self.run / SAMPLES / f"{self.training.images:012d}.png"
+
+    def _say_what_to_compare_with(self, images: int) -> None:
+        floor = self.evaluator.floor()
+        if floor is None:
+            need = f"{images:,} images, {2 * self.evaluator.samples:,} are needed"
+            self.say(f"no distance between two parts of the data to compare with: {need}")
+        else:
+            self.say(f"sliced Wasserstein distance between two parts of the data: {floor:.3f}")
+        if self.scorer and (caution := self.scorer.caution()):
+            self.say(f"caution: {caution}")
+
+    @property
+    def _is_first(self) -> bool:
+        return self.training.ranks.is_first

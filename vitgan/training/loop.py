@@ -16,18 +16,18 @@ from vitgan.config import Config
 from vitgan.data import BatchStream, DataError, ImageDataset, keep_on_device
 from vitgan.devices import copy_to
 from vitgan.errors import CheckpointError, TrainingError, ran_out_of_memory
-from vitgan.images import from_uint8
+from vitgan.files import from_uint8
 from vitgan.training.checkpoint import (
     CONFIG,
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    only_process_in,
     save_checkpoint,
     save_config,
 )
 from vitgan.training.distributed import LostContactError
-from vitgan.training.reporting import Reporter
-from vitgan.training.runs import only_process_in
+from vitgan.training.logging import Reporter
 from vitgan.training.state import Adversarial
 from vitgan.training.stopwatch import Stopwatch
 

@@ -12,7 +12,7 @@ from vitgan.config import Config
 from vitgan.models.build import build_discriminator, build_generator, images_compared
 from vitgan.training.augment import DiffAugment
 from vitgan.training.distributed import Ranks
-from vitgan.training.objectives import Loss, Objectives
+from vitgan.training.losses import Loss, Objectives
 
 HISTORY_TURNOVER = 0.01
 """Chance of an image of the history to give its place to a new one at a step: they are 100 steps old on average."""

@@ -13,7 +13,7 @@ from PIL import Image
 from vitgan.cli import main
 from vitgan.commands.classify import _print_matrix, attention_picture
 from vitgan.data import Shapes, TensorDataset
-from vitgan.images import from_uint8
+from vitgan.files import from_uint8
 from vitgan.models import DiscriminatorConfig
 from vitgan.training.classifier import Classifier, confusion, fit, learning_rate, split
 from vitgan_kernels.reference import l2_attention

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from vitgan.cli import main
 from vitgan.commands import sample
+from vitgan.commands.project import difference, project
+from vitgan.commands.sample import _frames_of, save_video
 from vitgan.config import Config, from_dict
 from vitgan.errors import VitganError
-from vitgan.images import save_image
+from vitgan.files import save_image
 from vitgan.models.build import build_generator
-from vitgan.projection import difference, project
 from vitgan.training.checkpoint import load_generator
-from vitgan.video import _frames_of, save_video
 
 NANO = shlex.split("""
     --generator.patch-size 8 --generator.latent-dim 8 --generator.dim 8 --generator.depth 1 --generator.heads 1
@@ -114,7 +114,7 @@ def test_a_video_that_is_cut_short_replaces_nothing(
     runs: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("walk.mp4").write_text("before")
-    monkeypatch.setattr("vitgan.video._frames_of", lambda path: 5)
+    monkeypatch.setattr("vitgan.commands.sample._frames_of", lambda path: 5)
     assert main(["sample", str(runs / "plain"), "--count", "6", "--out", "walk.mp4"]) == 1
     assert "walk.mp4: the encoder wrote 5 of 6 images: is the disk full?" in capsys.readouterr().err
     assert Path("walk.mp4").read_text() == "before"

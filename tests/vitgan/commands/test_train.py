@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from tests.vitgan.helpers import nano
+from vitgan.commands.train import new_run_directory, read_settings, with_classes, with_data
 from vitgan.config import Config
 from vitgan.data import TensorDataset
 from vitgan.errors import TrainingError
 from vitgan.presets import PRESETS
 from vitgan.training.checkpoint import save_config
-from vitgan.training.runs import new_run_directory
-from vitgan.training.settings import read_settings, with_classes, with_data
 
 
 @pytest.fixture

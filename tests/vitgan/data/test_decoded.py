@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.vitgan.data.conftest import MakeImages
-from vitgan.data import BatchStream, DataError, TensorDataset, decoded, open_dataset
+from vitgan.data import BatchStream, DataError, TensorDataset, decode, open_dataset
 
 Pixels = Callable[[int], np.ndarray]
 
@@ -196,11 +196,11 @@ def test_a_list_that_lacks_images(folder: Path) -> None:
         open_dataset(label(folder, [["cat/9.png", 0]]))
 
 
-@pytest.mark.parametrize("limit", [decoded.IN_MEMORY_LIMIT, 0])
+@pytest.mark.parametrize("limit", [decode.IN_MEMORY_LIMIT, 0])
 def test_all_bad_files_are_named(
     tmp_path: Path, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(decoded, "IN_MEMORY_LIMIT", limit)
+    monkeypatch.setattr(decode, "IN_MEMORY_LIMIT", limit)
     root = many(tmp_path / "many", make_images)
     bad = [*range(0, 240, 20), 299]
     for i in bad:
@@ -273,20 +273,20 @@ def test_bad_formats(folder: Path) -> None:
 
 @pytest.fixture
 def always_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded, "WORTH_KEEPING_SECONDS", -1.0)
+    monkeypatch.setattr(decode, "WORTH_KEEPING_SECONDS", -1.0)
 
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one whenever a data set is decoded."""
     made: list[str] = []
-    decode_all = decoded.decode_all
+    decode_all = decode.decode_all
 
-    def watched(data: decoded.ImageFiles, out: torch.Tensor | None) -> None:
+    def watched(data: decode.ImageFiles, out: torch.Tensor | None) -> None:
         made.append(data.name)
         decode_all(data, out)
 
-    monkeypatch.setattr(decoded, "decode_all", watched)
+    monkeypatch.setattr(decode, "decode_all", watched)
     return made
 
 
@@ -311,7 +311,7 @@ def test_the_second_start_decodes_nothing(
         open_dataset(folder, image_size=8, channels=1)
         open_dataset(folder, image_size=8)
     assert len(decodings) == 3
-    monkeypatch.setattr(decoded, "IN_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(decode, "IN_MEMORY_LIMIT", 0)
     open_dataset(folder, image_size=11)
     assert len(decodings) == 4
     open_dataset(folder, image_size=11)
@@ -359,7 +359,7 @@ def test_data_too_large_for_memory_gives_the_same_batches(
     root = many(tmp_path / "many", make_images, 60)
     source = zip_of(root) if zipped else root
     in_memory = open_dataset(source, image_size=8)
-    monkeypatch.setattr(decoded, "IN_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(decode, "IN_MEMORY_LIMIT", 0)
     on_disk = open_dataset(source, image_size=8)
     assert in_memory.in_memory
     assert not on_disk.in_memory
@@ -377,7 +377,7 @@ def test_workers_in_a_small_container(folder: Path, monkeypatch: pytest.MonkeyPa
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(decoded, "IN_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(decode, "IN_MEMORY_LIMIT", 0)
     dataset = open_dataset(folder, image_size=8)
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", no_room)
     with BatchStream(dataset, 4, seed=0, workers=1) as stream:
@@ -390,7 +390,7 @@ def test_workers_in_a_small_container(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_lost_during_training_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded, "IN_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(decode, "IN_MEMORY_LIMIT", 0)
     dataset = open_dataset(folder)
     (folder / "ant/z.png").unlink()
     with pytest.raises(DataError, match=r"ant/z\.png"), BatchStream(dataset, 4, seed=0) as stream:

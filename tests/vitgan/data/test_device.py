@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.vitgan.helpers import assert_same, dataset, everything, trainer
-from vitgan.data import BatchStream, DeviceDataset, ImageDataset, Shapes, device, keep_on_device
+from vitgan.data import BatchStream, DeviceDataset, ImageDataset, Shapes, base, keep_on_device
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_labels_come_with_them() -> None:
 
 
 def test_all_chunks_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_CHUNK", 7)
+    monkeypatch.setattr(base, "_CHUNK", 7)
     source = dataset()
     assert torch.equal(DeviceDataset(source, CPU).images, source.images)
 
@@ -72,7 +72,7 @@ def test_a_gpu_keeps_what_takes_a_quarter_of_its_free_memory_at_most(monkeypatch
     source = dataset()
     size = source.images.numel()
     gpu = torch.device("cuda")
-    monkeypatch.setattr(device, "DeviceDataset", lambda dataset, device: (dataset, device))
+    monkeypatch.setattr(base, "DeviceDataset", lambda dataset, device: (dataset, device))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * size, 100 * size))
     assert keep_on_device(source, gpu) == (source, gpu)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * size - 1, 100 * size))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.vitgan.data.conftest import picture, png
-from vitgan.data import DataError, decoded, open_dataset
+from vitgan.data import DataError, decode, open_dataset
 
 
 class Image:
@@ -84,7 +84,7 @@ def test_images_and_labels(hub: Callable[[Split], None], pixels: Callable[[int],
 def test_another_version_is_decoded_anew(
     hub: Callable[[Split], None], monkeypatch: pytest.MonkeyPatch, pixels: Callable[[int], np.ndarray]
 ) -> None:
-    monkeypatch.setattr(decoded, "WORTH_KEEPING_SECONDS", -1.0)
+    monkeypatch.setattr(decode, "WORTH_KEEPING_SECONDS", -1.0)
     hub(split())
     open_dataset("hf:someone/animals", image_size=8)
     changed = split()

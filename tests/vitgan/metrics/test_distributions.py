@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
-from vitgan.metrics.distributions import frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from vitgan.metrics.distances import frechet_distance, inception_score, kernel_distance, moments, precision_recall
 
 
 def features(seed: int, count: int = 60, width: int = 7, shift: float = 0.0) -> Tensor:

@@ -9,11 +9,10 @@ from torch import Tensor
 from tests.vitgan.helpers import dataset, nano
 from tests.vitgan.metrics.test_scores import Pixels
 from vitgan.data import Shapes, TensorDataset
-from vitgan.images import from_uint8
-from vitgan.metrics.evaluate import Evaluator
-from vitgan.metrics.scores import Scorer
+from vitgan.devices import SEEDS, another_seed
+from vitgan.files import from_uint8
+from vitgan.metrics.scores import Evaluator, Scorer
 from vitgan.models import Generator, GeneratorConfig
-from vitgan.seeds import SEEDS, another_seed
 
 
 class Replay(Generator):

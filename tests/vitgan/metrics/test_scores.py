@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.vitgan.helpers import nano
 from vitgan.data import Shapes, TensorDataset
-from vitgan.images import from_uint8
+from vitgan.files import from_uint8
 from vitgan.metrics import features as features_file
 from vitgan.metrics.features import EfficientNetLite0, FeatureNetwork, Inception, MetricError, load_network
 from vitgan.metrics.scores import Scorer

@@ -73,7 +73,7 @@ def test_a_file_that_breaks_while_training_is_named_in_one_line_or_two(
     """Images too many for memory are decoded as they are needed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("vitgan.data.decoded.IN_MEMORY_LIMIT", 0)
+    monkeypatch.setattr("vitgan.data.decode.IN_MEMORY_LIMIT", 0)
     (tmp_path / "data").mkdir()
     for number in range(8):
         Image.new("RGB", (8, 8), (30 * number, 0, 0)).save(tmp_path / "data" / f"{number}.png")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import vitgan
 from tests.vitgan.helpers import assert_same, batch, everything, nano, training
-from vitgan import Generator
 from vitgan.errors import CheckpointError
 from vitgan.training.checkpoint import (
     first_misfit,
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_format_is_refused(run: Path) -> None:
 
 def test_generator_from_run_and_from_checkpoint(run: Path) -> None:
     path = saved_run(run)
-    by_run, by_checkpoint = Generator.from_checkpoint(run), Generator.from_checkpoint(str(path))
+    by_run, by_checkpoint = vitgan.load_generator(run), vitgan.load_generator(str(path))
     assert torch.equal(by_run.sample(5, seed=3), by_checkpoint.sample(5, seed=3))
     assert by_run.sample(5).shape == (5, 3, 8, 8)
     assert not by_run.training

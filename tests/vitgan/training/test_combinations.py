@@ -14,7 +14,7 @@ from tests.vitgan.helpers import NANO, assert_same, batch, everything, training
 from vitgan.cli import main
 from vitgan.config import Config, LossConfig
 from vitgan.models import CnnDiscriminatorConfig, CnnGeneratorConfig, StyleGan2DiscriminatorConfig
-from vitgan.training import objectives
+from vitgan.training import losses
 from vitgan.training.losses import sameness
 from vitgan.training.state import Adversarial
 
@@ -191,7 +191,7 @@ def test_bfloat16_changes_little_and_keeps_weights_in_float32() -> None:
 
 def test_compiled_steps_are_whole_graphs_and_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1 and R2 in the same graph as the forward pass; a graph break would raise. ViTs: test_cuda_graphs.py."""
-    monkeypatch.setattr(objectives, "COMPILE_BACKEND", "aot_eager")
+    monkeypatch.setattr(losses, "COMPILE_BACKEND", "aot_eager")
     torch._dynamo.reset()
     loss = LossConfig("relativistic", bcr_real=1, bcr_fake=1, r1=0.5, r2=0.5, penalty_every=1)
     options: dict[str, Any] = {"loss": loss, "discriminator_kind": "stylegan2", **SMALL}

@@ -15,7 +15,7 @@ from tests.vitgan.helpers import assert_same, batch, everything, nano, training
 from vitgan.config import LossConfig
 from vitgan.models import StyleGan2DiscriminatorConfig
 from vitgan.models.build import build_discriminator, build_generator
-from vitgan.training import objectives
+from vitgan.training import losses
 from vitgan.training.augment import DiffAugment
 from vitgan.training.state import Adversarial
 
@@ -107,8 +107,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> ReusedMemory:
     """Compiled functions are made by it, and every step tells it that it begins."""
     memory = ReusedMemory()
     torch._dynamo.reset()
-    monkeypatch.setattr(objectives, "COMPILE_BACKEND", memory.backend)
-    monkeypatch.setattr(objectives.Objectives, "begin_step", lambda _: memory.begin_step())
+    monkeypatch.setattr(losses, "COMPILE_BACKEND", memory.backend)
+    monkeypatch.setattr(losses.Objectives, "begin_step", lambda _: memory.begin_step())
     return memory
 
 
@@ -150,7 +150,7 @@ def test_nothing_in_a_step_is_computed_on_the_host(kind: Literal["vit", "stylega
     config = nano(loss=ALL, discriminator_kind=kind, stylegan2_discriminator=small)
     d, g = build_discriminator(config).to("meta"), build_generator(config).to("meta")
     augment = DiffAugment(config.augment)
-    steps = objectives.Objectives(g, d, augment, ALL, autocast=nullcontext)
+    steps = losses.Objectives(g, d, augment, ALL, autocast=nullcontext)
     real = torch.empty(4, 3, 8, 8, device="meta")
     draws = {name: torch.empty(4, augment.width, device="meta") for name in ("real", "fake", "history")}
     draws["z"] = torch.empty(4, g.latent_dim, device="meta")

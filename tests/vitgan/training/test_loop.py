@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from tests.vitgan.helpers import assert_same, dataset, everything, nano, trainer
+from vitgan.commands.train import new_run_directory, newest_run
 from vitgan.data import TensorDataset
 from vitgan.errors import CheckpointError, TrainingError
-from vitgan.training.checkpoint import list_checkpoints
+from vitgan.training.checkpoint import list_checkpoints, only_process_in
 from vitgan.training.distributed import Ranks
 from vitgan.training.logging import read_metrics
 from vitgan.training.loop import Ending
-from vitgan.training.runs import new_run_directory, newest_run, only_process_in
 from vitgan.training.state import Adversarial
 
 
