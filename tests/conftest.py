@@ -5,7 +5,10 @@ Where there is no GPU, Triton kernels run in Triton's interpreter, on the CPU.
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -24,6 +27,13 @@ torch.set_num_threads(1)
 
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """Refuses a NumPy that the interpreter of triton 3.6 cannot work with: it makes numbers of arrays."""
+    triton = version("triton") if find_spec("triton") else ""
+    if triton.startswith("3.6.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
+        raise pytest.UsageError(f"triton {triton} needs numpy<2.4, not {np.__version__}: pip install 'numpy<2.4'")
 
 
 @pytest.fixture(autouse=True)
