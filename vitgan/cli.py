@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from vitgan.errors import VitganError, ran_out_of_memory
+from vitgan.process import lasting_streams
 
 COMMANDS = {
     "train": "train on shapes, CIFAR-10, or a folder or zip of images",
@@ -44,7 +45,11 @@ REMEDIES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. Expected failures are one line on standard error."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with lasting_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2

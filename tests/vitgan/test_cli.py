@@ -192,7 +192,7 @@ def test_ctrl_c_during_the_first_imports_is_no_traceback() -> None:
         (FileExistsError(errno.EEXIST, "File exists", "here"), "here: file exists: a folder is needed there"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: not a directory: a folder is needed"),
         (PermissionError(errno.EACCES, "Permission denied", Path("p")), "p: permission denied: choose another place"),
-        (OSError(errno.ELOOP, "Too many links", "loop"), "loop: too many levels of symbolic links: choose another"),
+        (OSError(errno.ELOOP, "Too many links", "loop"), "loop: too many links: choose another"),
         (OSError("an encoder's own words"), "an encoder's own words"),
         (BackendError("backend 'cuda' was asked for"), "backend 'cuda' was asked for"),
     ],
@@ -241,7 +241,7 @@ def test_help_names_commands_presets_and_flags(capsys: pytest.CaptureFixture[str
         assert expected in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_says_how_to_resume_and_the_rest_is_bit_for_bit_the_same(
     here: Path, number: signal.Signals
 ) -> None:
@@ -259,6 +259,27 @@ def test_a_signal_saves_and_says_how_to_resume_and_the_rest_is_bit_for_bit_the_s
     assert 0 < stopped_at[-1] < 200
     assert main(["train", "--resume", "parts"]) == 0
     assert_same(load_generator("whole").state_dict(), load_generator("parts").state_dict())
+
+
+@pytest.mark.parametrize("place", ["a reader that leaves", "/dev/full"])
+def test_a_run_outlives_its_console(here: Path, place: str) -> None:
+    (here / "f\udcff").mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(here / "f\udcff" / f"{number}.png")
+    command = [sys.executable, "-m", "vitgan", "train", *NANO, "--data", "f\udcff", "--images", "16"]
+    command += ["--out", "run", "--log-every", "4"]
+    with Path(place if place.startswith("/") else os.devnull).open("w") as full:
+        out = full if place == "/dev/full" else subprocess.PIPE
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, encoding="ascii")
+    if process.stdout:
+        assert "f\\udcff" in process.stdout.readline()
+        process.stdout.close()
+    with process:
+        assert process.stderr
+        said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert said.count("\n") == said.count("standard output is lost (") == 1
+    assert [int(path.name) for path in list_checkpoints(here / "run")][-1] == 16
 
 
 def wait_for_lines(process: subprocess.Popen[str], count: int) -> None:

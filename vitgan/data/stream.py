@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitgan.data.base import DataError, DeviceDataset, ImageDataset
 from vitgan.errors import first_line
+from vitgan.process import STOP_SIGNALS
 
 
 class BatchStream(Iterator[Tensor]):
@@ -133,7 +134,7 @@ def map_in_workers(fetch: Callable[[list[int]], T], batches: Iterable[list[int]]
     """
     if workers == 0:
         return map(fetch, batches)
-    with _interrupts_blocked():
+    with _signals_blocked():
         results = iter(
             DataLoader(
                 _Batches(fetch),
@@ -187,12 +188,12 @@ def _as_is(batch: Any) -> Any:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, from their first moment: they inherit what is blocked here.
+def _signals_blocked() -> Iterator[None]:
+    """Start processes that no wish to stop reaches, from their first moment: they inherit what is blocked here.
 
     Ctrl-C goes to every process of the terminal, while the trainer still wants a batch for its last step.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from vitgan.data import BatchStream, DataError, ImageDataset, keep_on_device
 from vitgan.devices import copy_to
 from vitgan.errors import CheckpointError, TrainingError, ran_out_of_memory
 from vitgan.files import from_uint8
+from vitgan.process import STOP_SIGNALS
 from vitgan.training.checkpoint import (
     CONFIG,
     latest_checkpoint,
@@ -270,9 +271,10 @@ class Trainer:
 
 @contextmanager
 def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end the run in order; a second Ctrl-C ends it at once.
+    """Let the first signal that asks to stop end the run in order; a Ctrl-C after it ends it at once.
 
-    In another thread than the main one, which alone may set handlers, signals do what they did.
+    One that is ignored, as SIGHUP under nohup, stays so. In another thread than the main one, which alone may set
+    handlers, signals do what they did.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -282,7 +284,8 @@ def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
         trainer.stop(signal.Signals(number).name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield
     finally:
