@@ -8,16 +8,18 @@
 namespace vitgan {
 namespace VITGAN_LEVEL {
 
+// Not on the stack: GCC 12 takes the instruction that reads it to read its first bytes alone, and drops the other stores.
+struct alignas(64) TileConfig {
+  unsigned char palette, start_row, reserved[14];
+  unsigned short bytes_per_row[16];
+  unsigned char rows[16];
+};
+static const TileConfig kEightTiles = {
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
 // Configures the eight tiles of this core as 16 rows of 64 bytes for as long as it lives.
 struct TilesInUse {
-  TilesInUse() {
-    alignas(64) struct {
-      unsigned char palette = 1, start_row = 0, reserved[14] = {};
-      unsigned short bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      unsigned char rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
+  TilesInUse() { _tile_loadconfig(&kEightTiles); }
   ~TilesInUse() { _tile_release(); }
 };
 

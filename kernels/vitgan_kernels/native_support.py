@@ -45,9 +45,17 @@ def build_info() -> dict[str, str]:
     return dict(load().build_info())
 
 
-@functools.cache
 def available() -> tuple[bool, str]:
     """Whether CPU kernels can run, and at which level of `csrc/levels.h`, or else what to do about it."""
+    return _available()
+
+
+# as in triton_support: torch.compile cannot trace an import, and the answer never changes
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _available() -> tuple[bool, str]:
     try:
         return True, f"compiled for {load().cpu_level()}"
     except RuntimeError as error:

@@ -30,7 +30,9 @@ class Case:
     def backends(self) -> list[str]:
         """Those that can serve the call, with Triton's interpreter where it is on."""
         args, options = self.arguments(*self.inputs)
-        able = [i.backend for i in OPERATORS[self.operator].implementations if i.can_handle(*args, **options)[0]]
+        operator = OPERATORS[self.operator]
+        args, options = operator.arguments(*args, **options)
+        able = [i.backend for i in operator.implementations if i.can_handle(*args, **options)[0]]
         return list(dict.fromkeys(able))
 
     def derivatives(self, backend: str, dtype: torch.dtype, rounded: torch.dtype) -> list[list[Tensor]]:

@@ -16,10 +16,16 @@ dy itself is the gradient of y'. Backwards through a layer go y', the gradient o
     c" = g * q";  c' = g * q' + dg * q";  g' = sum_p q' * c + q" * dc;  b' = sum q'
     u" = c" W;  u' = c' W + c" dW;  W' = c'^T u + c"^T du
     x" = u" * s;  x' = u' * s + u" * ds;  s' = sum_p u' * x + u" * dx
+
+The demodulation is g = r^(-1/2), r = s^2 (W^2)^T + eps. From g', with t = g' * g^3:
+    W' = -W * t^T s^2;  s' = -s * (t W^2)
+and from tangents, with h = (s * ds) (W^2)^T + s^2 (W * dW)^T,  dg = -g^3 * h. The gradients of <g', g> + <g", dg>,
+where g" = sum_p q" * c, are with k = -g" * g^3 and l = -1/2 g' * g^3 + 3/2 g" * g^5 * h
+    W' = 2 W * (l^T s^2 + k^T (s * ds)) + dW * k^T s^2;  s' = 2 s * (l W^2 + k (W * dW)) + ds * (k W^2)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,8 +54,19 @@ class Stack:
         return cls(x, weights, styles, scales if like.scales else [], biases if like.biases else [])
 
 
-def backward(grad: Tensor, stack: Stack, omega: float, sine: bool) -> Stack:
-    """The gradients of all in the stack, from that of its output; each in the dtype of what it is the gradient of."""
+def demodulation(weight: Tensor, style: Tensor, eps: float) -> Tensor:
+    """rsqrt(sum_i (weight * style)^2 + eps), (B, O), in at least float32."""
+    weight, style = _precise([weight, style])
+    return torch.rsqrt(style.square() @ weight.square().t() + eps)
+
+
+def backward(grad: Tensor, stack: Stack, omega: float, sine: bool, eps: float | None = None) -> Stack:
+    """The gradients of all in the stack, from that of its output; each in the dtype of what it is the gradient of.
+
+    With an eps, the scales are the demodulation: those in the stack, if any, count for nothing, and have no gradients.
+    """
+    if eps is not None:
+        stack = replace(stack, scales=[demodulation(w, s, eps) for w, s, *_ in stack.layers()])
     layers = [_precise(layer) for layer in stack.layers()]
     (y,) = _precise([stack.x])
     passed = []
@@ -67,13 +84,21 @@ def backward(grad: Tensor, stack: Stack, omega: float, sine: bool) -> Stack:
         dc = dq if scale is None else dq * scale.unsqueeze(1)
         du = dc @ weight
         dscale = None if scale is None else (dq * c).sum(1)
-        gradients.append((_outer(dc, u), (du * x).sum(1), dscale, None if bias is None else dq.sum((0, 1))))
+        dweight, dstyle = _outer(dc, u), (du * x).sum(1)
+        if eps is not None:
+            t, dscale = dscale * scale**3, None
+            dweight, dstyle = dweight - weight * (t.t() @ style.square()), dstyle - style * (t @ weight.square())
+        gradients.append((dweight, dstyle, dscale, None if bias is None else dq.sum((0, 1))))
         dy = du * style.unsqueeze(1)
-    return _finished(dy, gradients, stack)
+    return _finished(dy, gradients, stack if eps is None else replace(stack, scales=[]))
 
 
-def double_backward(cotangents: Stack, grad: Tensor, stack: Stack, omega: float, sine: bool) -> tuple[Tensor, Stack]:
+def double_backward(
+    cotangents: Stack, grad: Tensor, stack: Stack, omega: float, sine: bool, eps: float | None = None
+) -> tuple[Tensor, Stack]:
     """The gradients of what `backward` was given, from cotangents of what it returned (None stands for zeros)."""
+    if eps is not None:
+        stack = replace(stack, scales=[demodulation(w, s, eps) for w, s, *_ in stack.layers()])
     layers = [_precise(layer) for layer in stack.layers()]
     tangents = [_precise(_with_zeros(t, layer)) for t, layer in zip(cotangents.layers(), stack.layers(), strict=True)]
     y, dy = _precise([stack.x, *_with_zeros([cotangents.x], [stack.x])])
@@ -81,6 +106,8 @@ def double_backward(cotangents: Stack, grad: Tensor, stack: Stack, omega: float,
     for index, ((weight, style, scale, bias), (dweight, dstyle, dscale, dbias)) in enumerate(
         zip(layers, tangents, strict=True)
     ):
+        if eps is not None:
+            dscale = tangents[index][2] = -(scale**3) * _tangent_of_norms(weight, style, dweight, dstyle)
         x, dx = y, dy
         u, du = x * style.unsqueeze(1), dx * style.unsqueeze(1) + x * dstyle.unsqueeze(1)
         c, dc = u @ weight.t(), du @ weight.t() + u @ dweight.t()
@@ -101,15 +128,37 @@ def double_backward(cotangents: Stack, grad: Tensor, stack: Stack, omega: float,
         if slope is not None:
             first, second = slope * first + curvature * second, slope * second
         grad_bias = None if bias is None else first.sum((0, 1))
-        grad_scale = None
+        grad_scale: Any = None
+        grad_dscale: Any = None
         if scale is not None:
-            grad_scale = (first * c + second * dc).sum(1)
+            grad_scale, grad_dscale = (first * c + second * dc).sum(1), (second * c).sum(1)
             first, second = first * scale.unsqueeze(1) + second * dscale.unsqueeze(1), second * scale.unsqueeze(1)
         grad_weight = _outer(first, u) + _outer(second, du)
         first, second = first @ weight + second @ dweight, second @ weight
-        gradients.append((grad_weight, (first * x + second * dx).sum(1), grad_scale, grad_bias))
+        grad_style = (first * x + second * dx).sum(1)
+        if eps is not None:
+            more = _through_demodulation(grad_scale, grad_dscale, scale, weight, style, dweight, dstyle)
+            grad_weight, grad_style, grad_scale = grad_weight + more[0], grad_style + more[1], None
+        gradients.append((grad_weight, grad_style, grad_scale, grad_bias))
         first, second = first * style.unsqueeze(1) + second * dstyle.unsqueeze(1), second * style.unsqueeze(1)
+    stack = stack if eps is None else replace(stack, scales=[])
     return output_tangent.to(grad.dtype), _finished(first, gradients, stack)
+
+
+def _tangent_of_norms(weight: Tensor, style: Tensor, dweight: Tensor, dstyle: Tensor) -> Tensor:
+    """h, half the tangent of sum_i (weight * style)^2."""
+    return (style * dstyle) @ weight.square().t() + style.square() @ (weight * dweight).t()
+
+
+def _through_demodulation(
+    grad: Tensor, grad_tangent: Tensor, scale: Tensor, weight: Tensor, style: Tensor, dweight: Tensor, dstyle: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and style, from those of the demodulation and of its tangent."""
+    h = _tangent_of_norms(weight, style, dweight, dstyle)
+    k, l = -grad_tangent * scale**3, -0.5 * grad * scale**3 + 1.5 * grad_tangent * h * scale**5  # noqa: E741
+    of_weight = 2 * weight * (l.t() @ style.square() + k.t() @ (style * dstyle)) + dweight * (k.t() @ style.square())
+    of_style = 2 * style * (l @ weight.square() + k @ (weight * dweight)) + dstyle * (k @ weight.square())
+    return of_weight, of_style
 
 
 def _precise(tensors: Sequence[Tensor | None]) -> list[Any]:

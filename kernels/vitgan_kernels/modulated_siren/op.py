@@ -1,17 +1,23 @@
 """The public functions: argument checks and the choice of an implementation.
 
-Triton comes first on a GPU. On the CPU its interpreter, where it is on, serves only those who ask for it by name.
+On the CPU the compiled extension comes first, on a GPU Triton. Triton's interpreter, where it is on, serves only those
+who ask for it by name.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from vitgan_kernels import native_support, triton_support
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_flag, check_list, check_tensors, without_autocast
-from vitgan_kernels.modulated_siren import reference, torch_ops
-from vitgan_kernels.triton_support import INTERPRETED
+from vitgan_kernels.modulated_siren import native, plan, reference, torch_ops
+
+# What every implementation takes: x, weights, styles, biases, omega, whether the last layer has a sine, and the eps of
+# the demodulation, or None without.
+_Call = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor | None], float, bool, float | None]
 
 
 def modulated_linear(
@@ -51,14 +57,11 @@ def modulated_linear(
 
     Derivatives: reverse mode to any order, fused by the kernels at order one; forward mode by the reference.
     """
-    args, options = _linear_arguments(
-        x, weight, style, bias, activation=activation, omega=omega, demodulate=demodulate, eps=eps
-    )
-    with without_autocast(args[0]):
-        return LINEAR.select(backend, *args, **options).run(*args, **options)
+    call, _ = _linear_call(x, weight, style, bias, activation=activation, omega=omega, demodulate=demodulate, eps=eps)
+    return _run(LINEAR.select(backend, *call).backend, *call)
 
 
-def _linear_arguments(
+def _linear_call(
     x: Tensor,
     weight: Tensor,
     style: Tensor,
@@ -68,19 +71,19 @@ def _linear_arguments(
     omega: float = 30.0,
     demodulate: bool = False,
     eps: float = 1e-8,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+) -> tuple[_Call, dict[str, Any]]:
     """What the implementations take, checked."""
+    op = "modulated_linear"
     x, weight, style, bias = autocast(x, weight, style, bias)  # type: ignore[assignment]
-    check_tensors("modulated_linear", optional="bias", x=x, weight=weight, style=style, bias=bias)
-    _check_activation("modulated_linear", activation)
-    check_flag("modulated_linear", "demodulate", demodulate)
-    check_finite_number("modulated_linear", "omega", omega)
-    check_finite_number("modulated_linear", "eps", eps)
-    if eps < 0:
-        raise ValueError(f"modulated_linear: eps must not be negative, got {eps}")
-    _check_input("modulated_linear", x, style)
-    _check_layer("modulated_linear", "", x.shape[-1], weight, style, bias)
-    return (x, weight, style, bias), {"activation": activation, "omega": omega, "demodulate": demodulate, "eps": eps}
+    check_tensors(op, optional="bias", x=x, weight=weight, style=style, bias=bias)
+    _check_activation(op, activation)
+    check_flag(op, "demodulate", demodulate)
+    omega, eps = check_finite_number(op, "omega", omega), check_finite_number(op, "eps", eps)
+    if isinstance(eps, float) and eps < 0:
+        raise ValueError(f"{op}: eps must not be negative, got {eps}")
+    _check_input(op, x, style)
+    _check_layer(op, "", x.shape[-1], weight, style, bias)
+    return (x, [weight], [style], [bias], omega, activation == "sine", eps if demodulate else None), {}
 
 
 def modulated_siren(
@@ -109,14 +112,13 @@ def modulated_siren(
 
     Raises and derivatives: as `modulated_linear`.
     """
-    args, options = _siren_arguments(
+    call, _ = _siren_call(
         x, weights, styles, biases, omega=omega, demodulate=demodulate, final_activation=final_activation
     )
-    with without_autocast(args[0]):
-        return SIREN.select(backend, *args, **options).run(*args, **options)
+    return _run(SIREN.select(backend, *call).backend, *call)
 
 
-def _siren_arguments(
+def _siren_call(
     x: Tensor,
     weights: Sequence[Tensor],
     styles: Sequence[Tensor],
@@ -125,7 +127,7 @@ def _siren_arguments(
     omega: float = 30.0,
     demodulate: bool = False,
     final_activation: str | None = None,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+) -> tuple[_Call, dict[str, Any]]:
     """What the implementations take, checked."""
     op = "modulated_siren"
     weights, styles = check_list(op, "weights", weights), check_list(op, "styles", styles)
@@ -144,7 +146,7 @@ def _siren_arguments(
     check_tensors(op, optional="biases", x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
     _check_activation(op, final_activation)
     check_flag(op, "demodulate", demodulate)
-    check_finite_number(op, "omega", omega)
+    omega = check_finite_number(op, "omega", omega)
     _check_input(op, x, styles[0])
     width = x.shape[-1]
     for i, (weight, style, bias) in enumerate(zip(weights, styles, biases, strict=True)):
@@ -152,8 +154,7 @@ def _siren_arguments(
         if style.shape[0] != styles[0].shape[0]:
             raise ValueError(f"{op}: styles must share one batch size, got {[tuple(s.shape) for s in styles]}")
         width = weight.shape[0]
-    options = {"omega": omega, "demodulate": demodulate, "final_activation": final_activation}
-    return (x, weights, styles, biases), options
+    return (x, weights, styles, biases, omega, final_activation == "sine", 1e-8 if demodulate else None), {}
 
 
 def _check_activation(op: str, activation: str | None) -> None:
@@ -181,26 +182,79 @@ def _check_layer(op: str, where: str, width: int, weight: Tensor, style: Tensor,
         raise ValueError(f"{op}: bias{where} must be ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
-LINEAR = Operator(
-    "modulated_linear",
-    _linear_arguments,
-    [
-        Implementation("triton", torch_ops.modulated_linear, torch_ops.can_serve_linear(interpreted=False)),
-        Implementation("reference", reference.modulated_linear, always),
-    ],
-)
-SIREN = Operator(
-    "modulated_siren",
-    _siren_arguments,
-    [
-        Implementation("triton", torch_ops.modulated_siren, torch_ops.can_serve_siren(interpreted=False)),
-        Implementation("reference", reference.modulated_siren, always),
-    ],
-)
-if INTERPRETED:
-    LINEAR.implementations.append(
-        Implementation("triton", torch_ops.modulated_linear, torch_ops.can_serve_linear(interpreted=True))
+def _run(backend: str, x: Tensor, *rest: Any) -> Tensor:
+    """The call by the backend that was chosen."""
+    with without_autocast(x):
+        if backend == "triton":
+            return torch_ops.by_triton(x, *rest)
+        if backend == "cpp" and torch.compiler.is_compiling():
+            return torch_ops.by_cpp(x, *rest)
+        if backend == "cpp":
+            return native.modulated_siren(x, *rest)
+        return _by_reference(x, *rest)
+
+
+def _by_reference(
+    x: Tensor,
+    weights: list[Tensor],
+    styles: list[Tensor],
+    biases: list[Tensor | None],
+    omega: float,
+    sine: bool,
+    eps: float | None,
+) -> Tensor:
+    activation = "sine" if sine else None
+    if len(weights) == 1:
+        return reference.modulated_linear(
+            x, weights[0], styles[0], biases[0], activation=activation, omega=omega,
+            demodulate=eps is not None, eps=eps or 0.0,
+        )  # fmt: skip
+    return reference.modulated_siren(
+        x, weights, styles, biases, omega=omega, demodulate=eps is not None, final_activation=activation
     )
-    SIREN.implementations.append(
-        Implementation("triton", torch_ops.modulated_siren, torch_ops.can_serve_siren(interpreted=True))
-    )
+
+
+def _cpp_can_handle(x: Tensor, weights: list[Tensor], styles: list[Tensor], *_: Any) -> tuple[bool, str]:
+    obstacle = native_support.unable(x, native.DTYPES)
+    if obstacle is not None:
+        return False, obstacle
+    if 0 in (styles[0].shape[0], *x.shape, *(weight.shape[0] for weight in weights)):
+        return False, "there is nothing to compute: a tensor has no elements"
+    return True, "all layers and their sines in one pass, forward and backward"
+
+
+def _on_gpu(x: Tensor, *rest: Any) -> tuple[bool, str]:
+    return _triton_can_handle(triton_support.unable(x), x, *rest)
+
+
+def _on_interpreter(x: Tensor, *rest: Any) -> tuple[bool, str]:
+    return _triton_can_handle(triton_support.unable(x, interpreted=True), x, *rest)
+
+
+def _triton_can_handle(
+    obstacle: str | None, x: Tensor, weights: list[Tensor], styles: list[Tensor], *rest: Any
+) -> tuple[bool, str]:
+    if obstacle is not None:
+        return False, obstacle
+    if any(tensor.numel() == 0 for tensor in (x, *weights, *styles)):
+        return False, "there is nothing to compute: a tensor has no elements"
+    if torch.compiler.is_compiling():
+        return True, ""  # torch.compile cannot trace the setting of float32 precision, and asks for no words
+    *_, sine, eps = rest
+    widths, kind = plan.widths(weights), plan.kind_of(x.dtype)
+    return True, plan.explained(kind, widths, demodulate=eps is not None, final_sine=sine)
+
+
+def _implementations() -> list[Implementation]:
+    found = [
+        Implementation("cpp", native.modulated_siren, _cpp_can_handle),
+        Implementation("triton", torch_ops.by_triton, _on_gpu),
+        Implementation("reference", _by_reference, always),
+    ]
+    if triton_support.INTERPRETED:  # after the reference, so that it runs only where it is asked for
+        found.append(Implementation("triton", torch_ops.by_triton, _on_interpreter))
+    return found
+
+
+LINEAR = Operator("modulated_linear", _linear_call, _implementations())
+SIREN = Operator("modulated_siren", _siren_call, _implementations())

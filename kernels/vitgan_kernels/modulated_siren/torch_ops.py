@@ -3,103 +3,101 @@
 `modulated_siren` is a stack of modulated layers, of which one is `modulated_linear`. scales (B, O) in float32, the
 demodulation, multiply the products before the biases; scales and biases are one a layer, or empty lists.
 `modulated_siren_backward` is its gradient: of x, the weights and the styles as `needed` says, and of all scales and
-biases, in one list. Both run Triton kernels. The gradient of the second is made of PyTorch operations
-(`closed_form.py`), and so are all orders after it.
+biases, in one list. Both run Triton kernels; `modulated_siren_cpp` and `modulated_siren_cpp_backward` are the same in
+C++, for torch.compile. The gradient of the second is made of PyTorch operations (`closed_form.py`), and so are all
+orders after it.
 
-The demodulation itself is made of PyTorch operations too (`demodulation`), and autograd knows them: next to what the
-kernels do it is smaller by the number of points.
+The demodulation itself is made of PyTorch operations too, and autograd knows them: next to what the kernels do it is
+smaller by the number of points.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitgan_kernels import triton_support
+from vitgan_kernels import native_support, triton_support
 from vitgan_kernels.checks import without_autocast
-from vitgan_kernels.modulated_siren import closed_form, plan
-from vitgan_kernels.modulated_siren.closed_form import Stack
+from vitgan_kernels.modulated_siren import closed_form, native
+from vitgan_kernels.modulated_siren.closed_form import Stack, demodulation
 
 _STACK = "Tensor x, Tensor[] weights, Tensor[] styles, Tensor[] scales, Tensor[] biases, float omega, bool sine"
 _library = torch.library.Library("vitgan_kernels", "FRAGMENT")
-_library.define(f"modulated_siren({_STACK}) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
-_library.define(
-    f"modulated_siren_backward(Tensor grad, {_STACK}, bool[] needed) -> Tensor[]", tags=torch.Tag.pt2_compliant_tag
-)
 _ops = torch.ops.vitgan_kernels
 
 
-def demodulation(weight: Tensor, style: Tensor, eps: float) -> Tensor:
-    """rsqrt(sum_i (weight * style)^2 + eps), (B, O), in float32."""
-    return torch.rsqrt(style.float().square() @ weight.float().square().t() + eps)
-
-
-def modulated_siren(
+def by_triton(
     x: Tensor,
     weights: Sequence[Tensor],
     styles: Sequence[Tensor],
-    biases: Sequence[Tensor | None] | None = None,
-    *,
-    omega: float = 30.0,
-    demodulate: bool = False,
-    final_activation: str | None = None,
-    eps: float = 1e-8,
+    biases: Sequence[Tensor | None],
+    omega: float,
+    sine: bool,
+    eps: float | None,
 ) -> Tensor:
-    """`vitgan_kernels.modulated_siren` by the fused operator."""
-    scales = [demodulation(w, s, eps) for w, s in zip(weights, styles, strict=True)] if demodulate else []
+    """A stack of modulated layers by Triton kernels; eps is None without demodulation."""
+    return _ops.modulated_siren(*_operands(x, weights, styles, biases, eps), omega, sine)
+
+
+def by_cpp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    styles: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    omega: float,
+    sine: bool,
+    eps: float | None,
+) -> Tensor:
+    """The same by C++, on CPU tensors."""
+    return _ops.modulated_siren_cpp(*_operands(x, weights, styles, biases, eps), omega, sine)
+
+
+def _operands(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    styles: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    eps: float | None,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    scales = [] if eps is None else [demodulation(w, s, eps) for w, s in zip(weights, styles, strict=True)]
     given: list[Tensor] = []
-    if biases is not None and any(bias is not None for bias in biases):
+    if any(bias is not None for bias in biases):
         given = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
-    return _ops.modulated_siren(x, list(weights), list(styles), scales, given, omega, final_activation == "sine")
+    return x, list(weights), list(styles), scales, given
 
 
-def modulated_linear(
-    x: Tensor,
-    weight: Tensor,
-    style: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: str | None = None,
-    omega: float = 30.0,
-    demodulate: bool = False,
-    eps: float = 1e-8,
-) -> Tensor:
-    """`vitgan_kernels.modulated_linear` by the fused operator."""
-    options: dict[str, Any] = {"omega": omega, "demodulate": demodulate, "final_activation": activation, "eps": eps}
-    return modulated_siren(x, [weight], [style], [bias], **options)
-
-
-def _forward(
-    x: Tensor,
-    weights: list[Tensor],
-    styles: list[Tensor],
-    scales: list[Tensor],
-    biases: list[Tensor],
-    omega: float,
-    sine: bool,
-) -> Tensor:
+def _forward(x: Tensor, *rest: Any) -> Tensor:
     from vitgan_kernels.modulated_siren import stack
 
-    return stack.forward(x, Stack(x, weights, styles, scales, biases).layers(), omega, sine)
+    *parts, omega, sine = rest
+    return stack.forward(x, Stack(x, *parts).layers(), omega, sine)
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weights: list[Tensor],
-    styles: list[Tensor],
-    scales: list[Tensor],
-    biases: list[Tensor],
-    omega: float,
-    sine: bool,
-    needed: list[bool],
-) -> list[Tensor]:
+def _cpp_forward(*arguments: Any) -> Tensor:
+    *parts, omega, sine = arguments
+    return native.forward(Stack(*parts), omega, sine, None, keep=False)[0]
+
+
+def _backward(grad: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     from vitgan_kernels.modulated_siren import stack
 
-    given = Stack(x, weights, styles, scales, biases)
+    *parts, omega, sine, needed = rest
+    given = Stack(x, *parts)
     dx, layers = stack.backward(grad, x, given.layers(), omega, sine, needed)
     return _flat(Stack.of_layers(dx, layers, given), needed)
+
+
+def _cpp_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+    *parts, omega, sine, needed = rest
+    given = Stack(*parts)
+    depth = len(given.weights)
+    needs_x, needs_weights, needs_styles = needed
+    scales, biases = ([True] * len(part) for part in (given.scales, given.biases))
+    wanted = Stack(needs_x, [needs_weights] * depth, [needs_styles] * depth, scales, biases)
+    found = native.backward(grad, given, [None] * depth, omega, sine, None, wanted)
+    return _flat(found, needed)
 
 
 def _on_device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,13 +167,12 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _save(ctx, Stack(*stack), omega, sine)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _gradient(backward: str, unable: Callable[[Tensor], str | None], ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (stack,) = _saved(ctx, 0)
-    obstacle = triton_support.unable(stack.x, interpreted=stack.x.device.type == "cpu")
-    if obstacle is None and not torch._C._functorch.is_legacy_batchedtensor(grad):
+    if unable(stack.x) is None and not torch._C._functorch.is_legacy_batchedtensor(grad):
         needs = ctx.needs_input_grad
         needed = [needs[0], any(needs[1]), any(needs[2])]
-        flat = _ops.modulated_siren_backward(
+        flat = getattr(_ops, backward)(
             grad, stack.x, stack.weights, stack.styles, stack.scales, stack.biases, ctx.omega, ctx.sine, needed
         )
         found = _unflat(flat, needed, stack)
@@ -200,50 +197,34 @@ def _gradient_of_gradient(ctx: Any, cotangents: list[Tensor | None]) -> tuple[An
     return dgrad, found.x, found.weights, found.styles, found.scales, found.biases, None, None, None
 
 
+def _triton_is_unable(x: Tensor) -> str | None:
+    return triton_support.unable(x, interpreted=x.device.type == "cpu")
+
+
+def _cpp_is_unable(x: Tensor) -> str | None:
+    return native_support.unable(x, native.DTYPES)
+
+
+def _register(name: str, unable: Callable[[Tensor], str | None]) -> None:
+    """Both operators of this name, but for what they run."""
+    backward = f"{name}_backward"
+    schemas = f"{name}({_STACK}) -> Tensor", f"{backward}(Tensor grad, {_STACK}, bool[] needed) -> Tensor[]"
+    for schema in schemas:
+        _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    forward, backward = f"vitgan_kernels::{name}", f"vitgan_kernels::{backward}"
+    torch.library.register_fake(forward, _forward_shape, lib=_library)
+    torch.library.register_fake(backward, _backward_shapes, lib=_library)
+    gradient = partial(_gradient, f"{name}_backward", unable)
+    torch.library.register_autograd(forward, gradient, setup_context=_save_forward, lib=_library)
+    torch.library.register_autograd(backward, _gradient_of_gradient, setup_context=_save_backward, lib=_library)
+
+
+_register("modulated_siren", _triton_is_unable)
 _library.impl("modulated_siren", _on_device(_forward), "CUDA")
 _library.impl("modulated_siren_backward", _on_device(_backward), "CUDA")
 if triton_support.INTERPRETED:
     _library.impl("modulated_siren", _forward, "CPU")
     _library.impl("modulated_siren_backward", _backward, "CPU")
-torch.library.register_fake("vitgan_kernels::modulated_siren", _forward_shape, lib=_library)
-torch.library.register_fake("vitgan_kernels::modulated_siren_backward", _backward_shapes, lib=_library)
-torch.library.register_autograd("vitgan_kernels::modulated_siren", _gradient, setup_context=_save_forward, lib=_library)
-torch.library.register_autograd(
-    "vitgan_kernels::modulated_siren_backward", _gradient_of_gradient, setup_context=_save_backward, lib=_library
-)
-
-
-def can_serve_siren(*, interpreted: bool) -> Callable[..., tuple[bool, str]]:
-    """The `can_handle` of `modulated_siren`, on a GPU or in Triton's interpreter."""
-
-    def can_handle(
-        x: Tensor,
-        weights: Sequence[Tensor],
-        styles: Sequence[Tensor],
-        biases: Sequence[Tensor | None] | None = None,
-        *,
-        demodulate: bool = False,
-        final_activation: str | None = None,
-        **_: Any,
-    ) -> tuple[bool, str]:
-        obstacle = triton_support.unable(x, interpreted=interpreted)
-        if obstacle is not None:
-            return False, obstacle
-        if any(tensor.numel() == 0 for tensor in (x, *weights, *styles)):
-            return False, "there is nothing to compute: a tensor has no elements"
-        if torch.compiler.is_compiling():
-            return True, ""  # torch.compile cannot trace the setting of float32 precision, and asks for no words
-        widths, sine = plan.widths(weights), final_activation == "sine"
-        return True, plan.explained(plan.kind_of(x.dtype), widths, demodulate=demodulate, final_sine=sine)
-
-    return can_handle
-
-
-def can_serve_linear(*, interpreted: bool) -> Callable[..., tuple[bool, str]]:
-    """The `can_handle` of `modulated_linear`."""
-    can_serve = can_serve_siren(interpreted=interpreted)
-
-    def can_handle(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None = None, **_: Any) -> tuple[bool, str]:
-        return can_serve(x, [weight], [style])
-
-    return can_handle
+_register("modulated_siren_cpp", _cpp_is_unable)
+_library.impl("modulated_siren_cpp", _cpp_forward, "CPU")
+_library.impl("modulated_siren_cpp_backward", _cpp_backward, "CPU")

@@ -123,7 +123,7 @@ def test_linear_compiles_as_one_graph() -> None:
     weight = WEIGHT.clone().requires_grad_()
 
     def loss(weight: Tensor) -> Tensor:
-        return modulated_linear(X, weight, STYLE, BIAS, activation="sine", demodulate=True).square().sum()
+        return modulated_linear(X, weight, STYLE, BIAS, activation="sine", omega=1.5, demodulate=True).square().sum()
 
     value = torch.compile(loss, backend="aot_eager", fullgraph=True)(weight)
     torch.testing.assert_close(value, loss(weight))
