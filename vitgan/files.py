@@ -1,6 +1,7 @@
 """Files that appear whole or not at all; images as files."""
 
 import errno
+import json
 import math
 import os
 import shutil
@@ -8,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from einops import rearrange
 from PIL import Image
@@ -31,6 +32,14 @@ def read_file(path: Path, most: int = 2**40) -> bytes:
     """The content of a regular file. OSError where it is none, or larger than `most` bytes."""
     check_size(path, regular(path).st_size, most)
     return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. OSError or ValueError where there is none."""
+    try:
+        return json.loads(read_file(path))
+    except RecursionError:
+        raise ValueError("lists or tables in each other without an end") from None
 
 
 def check_size(path: Path | str, size: int, most: int) -> None:

@@ -88,7 +88,7 @@ def project(
     optimiser = torch.optim.Adam([w], lr=lr)
     random = torch.Generator().manual_seed(seed)
     best, best_loss = w.detach().clone(), float("inf")
-    for step in range(steps):
+    for step in range(steps + 1):  # the last time, at a learning rate of 0, to see where the last step led
         part = step / steps
         optimiser.param_groups[0]["lr"] = lr * min(1.0, (1 - part) / 0.5)
         noise = torch.randn(w.shape, generator=random).to(device) * spread
@@ -98,7 +98,8 @@ def project(
         loss.backward()
         optimiser.step()
         value = float(loss.detach())
-        progress(value)
+        if step < steps:
+            progress(value)
         if part >= NOISE_UNTIL and value < best_loss:
             best, best_loss = disturbed.detach().clone(), value
     return best

@@ -1,6 +1,10 @@
 """Images to train on: procedural shapes, CIFAR-10, folders and zips, and the endless stream of batches."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from vitgan.data.base import DataError, DeviceDataset, ImageDataset, TensorDataset, check_format, keep_on_device
@@ -46,15 +50,15 @@ def open_dataset(
     """
     check_format(image_size, channels)
     source = os.fspath(source)
-    cache = Path(cache) if cache is not None else user_cache()
+    kept = Path(cache) if cache is not None else user_cache()
     if source == "shapes":
         return Shapes(image_size, channels)
     if source == "cifar10":
-        return load_cifar10(cache, image_size, channels)
+        return load_cifar10(kept, image_size, channels)
     if source.startswith("hf:"):
         hub = HubImages(source.removeprefix("hf:"))
         files = ImageFiles(hub, image_size, channels, name=source, labels=hub.labels)
-        return load_files(files, cache)
+        return load_files(files, kept)
     path = Path(os.path.expanduser(source))  # noqa: PTH111 (which leaves ~nobody as it is)
     if not source or not path.exists():
         raise DataError(
@@ -63,9 +67,22 @@ def open_dataset(
         )
     archive = open_archive(path)
     files = ImageFiles(archive, image_size, channels, name=path.resolve().name, labels=read_labels(archive))
-    return load_files(files, cache)
+    return load_files(files, kept)
 
 
 def user_cache() -> Path:
-    """Where downloads and results that can be made again are kept: `vitgan` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitgan"
+    """Where downloads and results that can be made again are kept: `vitgan` in the user's cache folder.
+
+    For a user without a home, a folder of this process's own.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitgan"
+    except RuntimeError:
+        return _folder_of_the_process()
+
+
+@cache
+def _folder_of_the_process() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="vitgan-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

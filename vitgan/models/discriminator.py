@@ -40,7 +40,7 @@ class DiscriminatorConfig:
 class Discriminator(nn.Module):
     """Images in, one unbounded logit each out: a transformer on overlapping patches, kept Lipschitz.
 
-        h_0   = [class token; patches] + E_pos
+        h_0   = [class token; patches + E_pos]
         h'    = L2-MSA(LN(h)) + h ;  h = MLP(LN(h')) + h'          depth times
         logit = linear(LN(h_L of the class token))
 

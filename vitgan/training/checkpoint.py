@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitgan.config import Config, from_dict, to_dict
-from vitgan.errors import CheckpointError, TrainingError
-from vitgan.files import atomic_write, sync_folder, synced_write
+from vitgan.errors import CheckpointError, TrainingError, first_line
+from vitgan.files import atomic_write, read_json, regular, sync_folder, synced_write
 from vitgan.models import ImageGenerator
 from vitgan.models.build import build_generator
 from vitgan.training.state import Adversarial
@@ -51,7 +51,7 @@ def load_config(run: Path) -> Config:
     if not run.is_dir():
         raise CheckpointError(_no_folder(run, "a run directory"))
     try:
-        config: Config = from_dict(Config, json.loads(path.read_text()))
+        config: Config = from_dict(Config, read_json(path))
     except FileNotFoundError:
         raise CheckpointError(f"{run} is not a run directory: it has no {CONFIG}") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -104,26 +104,40 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
 def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
     """Put the state of a checkpoint into `training`; returns the trainer's own state."""
     try:
-        state = json.loads((path / STATE).read_text())
+        state = read_json(path / STATE)
         if not isinstance(state, dict) or not isinstance(state.get("trainer", {}), dict):
             raise ValueError(f"{STATE} is not what was written")
-        tensors = load_file(path / TRAINING)
-        average = load_file(path / GENERATOR)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged and cannot be read ({error}): remove it, to go on from the one before"
         ) from error
+    tensors, average = read_tensors(path / TRAINING), read_tensors(path / GENERATOR)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {state.get('format')}, this version reads {FORMAT}")
     try:
         training.averaged_generator.load_state_dict(average)
         training.load_state(tensors, state["training"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} does not fit this model or device; resume with the run's own configuration: {first_misfit(error)}"
         ) from error
     trainer: dict[str, Any] = state.get("trainer", {})
     return trainer
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file. CheckpointError where it cannot be read, or a value is NaN or infinite."""
+    try:
+        regular(path)
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = first_line(error)
+    else:
+        bad = next((name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()), None)
+        if bad is None:
+            return tensors
+        reason = f"{bad} has values that are NaN or infinite"
+    raise CheckpointError(f"{path} is damaged: take another checkpoint, or remove this one ({reason})")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -170,7 +184,7 @@ def _no_folder(path: Path, needed: str) -> str:
 def images_seen(checkpoint: Path) -> int:
     """Real images that training had shown until a checkpoint, whatever its folder is called now."""
     try:
-        steps = int(json.loads((checkpoint / STATE).read_text())["training"]["steps"])
+        steps = int(read_json(checkpoint / STATE)["training"]["steps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / STATE} is damaged: take another checkpoint ({error})") from error
     return steps * load_config(run_of(checkpoint)).batch_size
@@ -182,9 +196,7 @@ def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> I
     run = run_of(checkpoint)
     generator = build_generator(load_config(run))
     try:
-        generator.load_state_dict(load_file(checkpoint / GENERATOR))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint / GENERATOR} is damaged: take another checkpoint ({error})") from error
+        generator.load_state_dict(read_tensors(checkpoint / GENERATOR))
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint / GENERATOR} is not of the run that {run / CONFIG} describes: {first_misfit(error)}"

@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from vitgan.config import from_dict
 from vitgan.data import ImageDataset
 from vitgan.errors import CheckpointError
-from vitgan.files import atomic_write, from_uint8
+from vitgan.files import atomic_write, from_uint8, read_json
 from vitgan.models import Discriminator, DiscriminatorConfig
-from vitgan.training.checkpoint import CLASSIFIER, TRAINING, first_misfit, latest_checkpoint, load_config, run_of
+from vitgan.training.checkpoint import (
+    CLASSIFIER,
+    TRAINING,
+    first_misfit,
+    latest_checkpoint,
+    load_config,
+    read_tensors,
+    run_of,
+)
 
 WEIGHTS = "classifier.safetensors"
 PROGRESS_EVERY = 10
@@ -83,11 +90,11 @@ class Classifier(Discriminator):
         if not (folder / CLASSIFIER).is_file():
             raise CheckpointError(f"{folder} holds no classifier: give the folder that vitgan classify train wrote")
         try:
-            settings = json.loads((folder / CLASSIFIER).read_text())
+            settings = read_json(folder / CLASSIFIER)
             config: DiscriminatorConfig = from_dict(DiscriminatorConfig, settings.pop("config"))
             classifier = Classifier(config, **settings)
-            classifier.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            classifier.load_state_dict(read_tensors(folder / WEIGHTS))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the classifier in {folder} cannot be loaded: {first_misfit(error)}") from error
         return classifier.eval()
 
@@ -106,9 +113,12 @@ class Classifier(Discriminator):
             config.discriminator, class_names, image_size=config.image_size, channels=config.channels
         )
         prefix = "discriminator."
-        tensors = {n: x for n, x in load_file(checkpoint / TRAINING).items() if n.startswith(prefix)}
+        tensors = {n: x for n, x in read_tensors(checkpoint / TRAINING).items() if n.startswith(prefix)}
         encoder = {n.removeprefix(prefix): x for n, x in tensors.items() if not n.startswith(f"{prefix}head.")}
-        classifier.load_state_dict(classifier.state_dict() | encoder)
+        try:
+            classifier.load_state_dict(classifier.state_dict() | encoder)
+        except RuntimeError as error:
+            raise CheckpointError(f"{checkpoint} is not of the run's configuration: {first_misfit(error)}") from error
         return classifier
 
 

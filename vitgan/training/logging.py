@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitgan.config import Config, to_dict
 from vitgan.data import ImageDataset
-from vitgan.errors import TrainingError
+from vitgan.errors import TrainingError, first_line
 from vitgan.files import atomic_write, grid, save_image, to_uint8
 from vitgan.metrics.features import load_network
 from vitgan.metrics.scores import Evaluator, Scorer
@@ -76,11 +76,18 @@ class Loggers:
 
 
 def import_wandb() -> Any:
-    """The wandb package; TrainingError says how to get it where it is missing."""
+    """The wandb package; TrainingError says what to do where it is missing, or has nobody to log for."""
     try:
         import wandb
     except ImportError:
         raise TrainingError("logging to Weights & Biases needs its package: pip install 'vitgan[wandb]'") from None
+    try:
+        wandb.login(verify=False)
+    except wandb.errors.Error as error:
+        raise TrainingError(
+            f"logging to Weights & Biases cannot start ({first_line(error)}): run wandb login, set WANDB_API_KEY, or "
+            f"WANDB_MODE=offline"
+        ) from error
     return wandb
 
 
@@ -148,13 +155,14 @@ class Reporter:
         self.totals: dict[str, list[Tensor]] = {}
         self.loggers: Loggers | None = None
         self.progress = TrainingProgress(config.images, training.images, console)
-        self.evaluator = Evaluator(dataset, samples=config.evaluate_samples, seed=config.seed)
+        self.evaluator: Evaluator  # which decodes the images that it compares with
         self.scorer: Scorer | None = None
         self.tracer: StepTracer | None = None
         self._logged_at = stopwatch.seconds
         (run / SAMPLES).mkdir(parents=True, exist_ok=True)
         if not self._is_first:
             return
+        self.evaluator = Evaluator(dataset, samples=config.evaluate_samples, seed=config.seed)
         if config.features != "none":
             network = load_network(config.features, weights=config.inception_weights, device=training.device)
             self.scorer = Scorer(dataset, network, samples=config.evaluate_samples, seed=config.seed)

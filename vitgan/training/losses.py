@@ -86,8 +86,9 @@ def consistency(logits: Tensor, augmented: Tensor) -> Tensor:
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """Squared norm (B,) of the gradient of each image's logit: R1 on real, R2 on generated ones (Mescheder, 2018).
 
-    images (B, C, H, W) must require a gradient and be what the logits were computed from, each logit from its own image
-    alone. Differentiable once more, in the weights.
+    images (B, C, H, W) must require a gradient and be what the logits were computed from. Where a logit depends on
+    other images too, by StyleGAN2's minibatch statistics, the gradient is that of the sum of the group's logits, as in
+    StyleGAN2's own code. Differentiable once more, in the weights.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))

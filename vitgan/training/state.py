@@ -1,5 +1,6 @@
 """The two optimisation steps of a GAN, and everything that they change."""
 
+import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -231,7 +232,7 @@ class Adversarial:
                 f"a batch of {config.batch_size} cannot be shared out among {self.ranks.count} processes in "
                 f"{config.accumulate} parts each: make --batch-size a multiple of {parts}, or --accumulate smaller"
             )
-        together = max(images_compared(config), 2 if config.loss.diversity > 0 else 1)
+        together = math.lcm(images_compared(config), 2 if config.loss.diversity > 0 else 1)
         if config.batch_size // parts % together:
             raise ValueError(
                 f"images are compared in groups of {together}, but a part of the batch has "

@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.vitgan.helpers import nano, training
 from vitgan.cli import main
 from vitgan.commands.classify import _print_matrix, attention_picture
 from vitgan.data import Shapes, TensorDataset
 from vitgan.files import from_uint8
 from vitgan.models import DiscriminatorConfig
+from vitgan.training.checkpoint import save_checkpoint, save_config
 from vitgan.training.classifier import Classifier, confusion, fit, learning_rate, split
 from vitgan_kernels.reference import l2_attention
 
@@ -103,6 +105,17 @@ def test_an_encoder_from_a_trained_discriminator(here: Path, capsys: pytest.Capt
     assert main(["classify", "train", "data", "--encoder", "run", "--steps", "2", "--device", "cpu", "--out", "c"]) == 0
     assert Classifier.load(Path("c")).class_names == ["above", "below"]
     assert Classifier.load(Path("c")).config.dim == 8
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 9, b"\xff" * 16, b"\x00" * 8, None])
+def test_an_encoder_that_is_damaged(here: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_checkpoint(training(), here / "run", trainer_state={}, keep=1) / "training.safetensors"
+    save_config(nano(), here / "run")
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    assert main(["classify", "train", "shapes", "--encoder", "run"]) == 1
+    said = capsys.readouterr().err
+    assert "training.safetensors is damaged: take another checkpoint, or remove this one (" in said
+    assert said.count("\n") == 1
 
 
 def test_the_encoder_s_weights_are_the_discriminator_s(here: Path) -> None:

@@ -200,6 +200,16 @@ def test_projection_finds_an_image_of_the_generator_s_own(runs: Path) -> None:
     assert difference(generator.render(w), target.unsqueeze(0)) < 0.1 * start
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_projection_of_few_steps_goes_somewhere(runs: Path, steps: int) -> None:
+    generator, told = load_generator(runs / "plain"), list[float]()
+    target = generator.sample(1, seed=5)[0]
+    mean = generator.mean_w().unsqueeze(0)
+    w = project(generator, target, steps=steps, progress=told.append)
+    assert len(told) == steps
+    assert difference(generator.render(w), target[None]) < difference(generator.render(mean), target[None])
+
+
 def test_project_writes_both_images_and_w(runs: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_image(torch.rand(3, 40, 50) * 2 - 1, here / "photo.png")
     model = str(runs / "plain")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.vitgan.data.conftest import MakeImages
-from vitgan.data import BatchStream, DataError, TensorDataset, decode, open_dataset
+from vitgan.data import BatchStream, DataError, TensorDataset, decode, open_dataset, user_cache
 
 Pixels = Callable[[int], np.ndarray]
 
@@ -288,6 +288,14 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(decode, "decode_all", watched)
     return made
+
+
+def test_a_user_without_a_home_has_a_cache_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert user_cache().is_dir()
+    assert user_cache() == user_cache()
 
 
 def test_quick_work_is_not_kept(folder: Path, own_cache: Path) -> None:

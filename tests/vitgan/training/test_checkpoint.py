@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import vitgan
 from tests.vitgan.helpers import assert_same, batch, everything, nano, training
@@ -196,6 +198,18 @@ def test_paths_that_are_no_runs_say_so(tmp_path: Path, run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match="holds a classifier, and no generator"):
         load_generator(run)
+
+
+@pytest.mark.parametrize("name", ["generator_ema", "training"])
+def test_weights_that_are_no_numbers_are_refused_by_name(run: Path, name: str) -> None:
+    path = saved_run(run)
+    file = path / f"{name}.safetensors"
+    tensors = load_file(file)
+    bad = next(key for key in reversed(tensors) if tensors[key].is_floating_point())
+    tensors[bad].view(-1)[-1] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=rf"{name}.*damaged: .*\({re.escape(bad)} has values that are NaN"):
+        load_generator(run) if name == "generator_ema" else load_checkpoint(training(), path)
 
 
 def test_a_generator_that_is_damaged_or_of_another_run_is_one_line(run: Path) -> None:

@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import math
 import time
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.vitgan.helpers import assert_same, dataset, everything, nano, trainer
+from vitgan.cli import main
 from vitgan.commands.train import new_run_directory, newest_run
 from vitgan.data import TensorDataset
 from vitgan.errors import CheckpointError, TrainingError
@@ -303,6 +305,19 @@ def test_wandb_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypa
     job, _ = trainer(tmp_path, wandb="project")
     with pytest.raises(TrainingError, match=r"pip install 'vitgan\[wandb\]'"):
         job.train()
+
+
+def test_wandb_without_a_key_is_one_line_before_a_run_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(["train", "--wandb", "x", "--images", "8"]) == 1
+    assert "run wandb login, set WANDB_API_KEY" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_run_directories_are_numbered_and_never_reused(tmp_path: Path) -> None:

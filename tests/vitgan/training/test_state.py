@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from tests.vitgan.helpers import NANO, assert_same, batch, everything, nano, training
 from vitgan.config import LossConfig, OptimiserConfig
+from vitgan.models import StyleGan2DiscriminatorConfig
 from vitgan.training.augment import AugmentConfig
 from vitgan.training.state import Adversarial
 from vitgan_kernels.spectral_norm import group as group_file
@@ -393,3 +394,11 @@ def test_learning_rates_fall_over_the_last_part_of_the_run() -> None:
     factors = [1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
     assert [g for g, _ in seen] == pytest.approx([1e-3 * factor for factor in factors])
     assert [d for _, d in seen] == pytest.approx([2e-3 * factor for factor in factors])
+
+
+def test_groups_and_pairs_of_images_must_both_fit_a_batch() -> None:
+    groups = {"discriminator_kind": "stylegan2", "loss": LossConfig(diversity=1.0)}
+    three = StyleGan2DiscriminatorConfig(width=8, minibatch_group=3)
+    with pytest.raises(ValueError, match="in groups of 6, but a part of the batch has 9"):
+        training(batch_size=9, stylegan2_discriminator=three, **groups)
+    training(batch_size=6, stylegan2_discriminator=three, **groups)
