@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import check_finite_number, check_flag, check_list, check_tensors, without_autocast
-from vitgan_kernels.spectral_norm import native, reference, registered
+from vitgan_kernels.spectral_norm import native, reference, torch_ops
 
 
 def _compiled(
@@ -26,9 +26,9 @@ def _compiled(
     dtype: torch.dtype | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     if update:
-        scaled, sigma, _ = registered.spectral_norm_(weights, u, v, sigma_init, n_iterations, eps, dtype)
+        scaled, sigma, _ = torch_ops.spectral_norm_(weights, u, v, sigma_init, n_iterations, eps, dtype)
     else:
-        scaled, sigma, _ = registered.spectral_norm(weights, u, v, sigma_init, 0, eps, dtype)
+        scaled, sigma, _ = torch_ops.spectral_norm(weights, u, v, sigma_init, 0, eps, dtype)
     return scaled, sigma
 
 
@@ -145,14 +145,14 @@ def spectral_norm(
     Equal inputs give equal bits, on the CPU whatever the number of threads (cpp).
 
     Derivatives, in the weights (and where the reference runs, sigma_init), with u and v constant: reverse mode of order
-    one, fused; a second order is an error, but in the reference, which has any order. Under forward mode and torch.func
-    the reference runs.
+    one, fused; of higher orders composed of PyTorch's operations. Under forward mode and torch.func the reference runs.
     """
     args, options = _arguments(
         weights, u, v, sigma_init=sigma_init, n_iterations=n_iterations, eps=eps, update=update, dtype=dtype
     )
     with without_autocast(args[0][0]):
-        return OPERATOR.select(backend, *args, **options).run(*args, **options)
+        chosen = OPERATOR.select(backend, *args, **options).backend
+        return _reference(*args, **options) if chosen == "reference" else _compiled(*args, **options)
 
 
 def _arguments(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 
 def spectral_norm(
@@ -28,18 +27,24 @@ def spectral_norm(
         with torch.no_grad():
             for matrix, u_l, v_l in zip(matrices, u, v, strict=True):
                 for _ in range(n_iterations):
-                    v_l.copy_(normalize(matrix.t() @ u_l, dim=0, eps=eps))
-                    u_l.copy_(normalize(matrix @ v_l, dim=0, eps=eps))
-    sigmas = [torch.dot(u_l, matrix @ v_l) for matrix, u_l, v_l in zip(matrices, *copies(u, v), strict=True)]
-    goals: Sequence[Tensor | float] = [1.0] * len(sigmas) if sigma_init is None else sigma_init.unbind()
-    scaled = [
-        (weight * (goal / sigma)).to(weight.dtype if dtype is None else dtype)
-        for weight, goal, sigma in zip(weights, goals, sigmas, strict=True)
-    ]
-    return scaled, torch.stack(sigmas)
+                    _normalise(matrix.t() @ u_l, eps, out=v_l)
+                    _normalise(matrix @ v_l, eps, out=u_l)
+    sigmas = [torch.dot(u_l, matrix @ v_l) for matrix, u_l, v_l in zip(matrices, *_copies(u, v), strict=True)]
+    scaled = [weight / sigma for weight, sigma in zip(weights, sigmas, strict=True)]
+    if sigma_init is not None:
+        scaled = [weight * goal for weight, goal in zip(scaled, sigma_init.unbind(), strict=True)]
+    return [weight.to(weight.dtype if dtype is None else dtype) for weight in scaled], torch.stack(sigmas)
 
 
-def copies(u: Sequence[Tensor], v: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _normalise(x: Tensor, eps: float, *, out: Tensor) -> None:
+    """x / max(|x|, eps), where squares of x may leave the range of its dtype."""
+    largest = x.abs().amax()
+    largest = torch.where(largest > 0, largest, 1)
+    norm = largest * torch.linalg.vector_norm(x / largest)
+    torch.div(x, norm.clamp_min(eps), out=out)  # torch.func lets out= pass, where copy_ is an error
+
+
+def _copies(u: Sequence[Tensor], v: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """u and v for a graph to keep until its backward pass, while the next call moves the ones given.
 
     torch.compile drops a clone as if it did nothing, and would keep the vector itself. A concatenation it has to write.

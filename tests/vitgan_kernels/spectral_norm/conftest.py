@@ -113,7 +113,7 @@ def cuda_device(cuda_module: ModuleType) -> Device:
 
 @pytest.fixture
 def cuda_on_cpu(cuda_module: ModuleType, cuda_device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Calls of the registered operators on CPU tensors go to the CUDA source."""
+    """Calls of the torch_ops operators on CPU tensors go to the CUDA source."""
     monkeypatch.setattr(native, "_load", lambda: cuda_module)
     monkeypatch.setattr(native, "_on_cuda", lambda tensor: True)
     monkeypatch.setattr(native, "_device_and_stream", lambda tensor: (1, STREAM))
@@ -122,7 +122,7 @@ def cuda_on_cpu(cuda_module: ModuleType, cuda_device: Device, monkeypatch: pytes
 
 @pytest.fixture(params=["cpp", "cuda, one launch", "cuda, phases", "cuda, phases in reverse"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each compiled implementation in turn, behind the registered operators."""
+    """Each compiled implementation in turn, behind the torch_ops operators."""
     if request.param == "cpp":
         request.getfixturevalue("compiled")
     else:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitgan_kernels import reference
-from vitgan_kernels.spectral_norm import registered
+from vitgan_kernels.spectral_norm import torch_ops
 
 Shape = tuple[int, ...]
 Matrices = tuple[list[Tensor], list[Tensor], list[Tensor]]
@@ -51,7 +51,7 @@ def cloned(given: Matrices, dtype: torch.dtype | None = None) -> Matrices:
 
 def call(given: Matrices, goals: Tensor | None = None, n: int = 1, dtype: torch.dtype | None = None) -> list[Tensor]:
     """Everything that a call returns and moves."""
-    scaled, sigma, vectors = registered.spectral_norm_(*given, goals, n, 1e-12, dtype)
+    scaled, sigma, vectors = torch_ops.spectral_norm_(*given, goals, n, 1e-12, dtype)
     together = [x for pair in zip(*given[1:], strict=True) for x in pair]
     torch.testing.assert_close(vectors, torch.cat(together), rtol=0, atol=0)
     return [*scaled, sigma, *given[1], *given[2]]
@@ -123,7 +123,7 @@ def test_converges_to_the_largest_singular_value(implementation: str) -> None:
         left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
         values[0] = 2 * values.max()
         given[0][i] = (left @ values.diag() @ right).view(weight.shape)
-    scaled, sigma, _ = registered.spectral_norm_(*given, None, 40, 1e-12, None)
+    scaled, sigma, _ = torch_ops.spectral_norm_(*given, None, 40, 1e-12, None)
     exact = torch.stack([torch.linalg.svdvals(weight.double().flatten(1))[0] for weight in given[0]])
     torch.testing.assert_close(sigma.double(), exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
     for weight in scaled:
@@ -147,7 +147,7 @@ def test_eps_is_the_smallest_norm_divided_by(implementation: str) -> None:
     given[0][:] = [1e-3 * weight for weight in given[0]]
     theirs = cloned(given)
     _, sigma = reference.spectral_norm(*theirs, eps=10.0)
-    ours = registered.spectral_norm_(*given, None, 1, 10.0, None)
+    ours = torch_ops.spectral_norm_(*given, None, 1, 10.0, None)
     assert given[2][0].norm() < 1e-2, "the case must be one where eps decides"
     torch.testing.assert_close([*given[1], *given[2], ours[1]], [*theirs[1], *theirs[2], sigma])
 
@@ -156,7 +156,7 @@ def test_eps_is_the_smallest_norm_divided_by(implementation: str) -> None:
 def test_what_is_not_finite_shows_in_its_own_matrix(implementation: str, bad: float) -> None:
     given = matrices([(20, 30), (6, 5)])
     given[0][0][3, 4] = bad
-    scaled, sigma, _ = registered.spectral_norm_(*given, None, 1, 1e-12, None)
+    scaled, sigma, _ = torch_ops.spectral_norm_(*given, None, 1, 1e-12, None)
     assert sigma[0].isnan()
     assert given[1][0].isnan().any()
     assert sigma[1].isfinite()
@@ -165,10 +165,10 @@ def test_what_is_not_finite_shows_in_its_own_matrix(implementation: str, bad: fl
 
 def test_norms_of_large_and_of_small_floats(implementation: str) -> None:
     given = matrices([(20, 30), (6, 5)], transposed=True)
-    _, expected, _ = registered.spectral_norm_(*cloned(given), None, 3, 1e-12, None)
+    _, expected, _ = torch_ops.spectral_norm_(*cloned(given), None, 3, 1e-12, None)
     for power in (2.0**80, 2.0**-80):
         weights, u, v = cloned(given)
-        _, sigma, _ = registered.spectral_norm_([weight * power for weight in weights], u, v, None, 3, 1e-30, None)
+        _, sigma, _ = torch_ops.spectral_norm_([weight * power for weight in weights], u, v, None, 3, 1e-30, None)
         torch.testing.assert_close(sigma / power, expected)
 
 
@@ -189,7 +189,7 @@ def test_a_matrix_has_the_same_result_in_any_company_and_in_one_call_or_two(impl
     together = call(cloned(given), None, 2)
     for i in range(3):
         alone = cloned(([given[0][i]], [given[1][i]], [given[2][i]]))
-        registered.spectral_norm_(*alone, None, 1, 1e-12, None)
+        torch_ops.spectral_norm_(*alone, None, 1, 1e-12, None)
         one_by_one = call(alone)
         torch.testing.assert_close(
             one_by_one,
@@ -237,7 +237,7 @@ def test_vectors_that_share_memory_are_refused_and_nothing_moves(implementation:
             u[0] = weights[1][2]
     before = cloned((weights, u, v))
     with pytest.raises(ValueError, match="share memory; clone one of them"):
-        registered.spectral_norm_(weights, u, v, None, 1, 1e-12, None)
+        torch_ops.spectral_norm_(weights, u, v, None, 1, 1e-12, None)
     torch.testing.assert_close((weights, u, v), before, rtol=0, atol=0)
 
 
@@ -257,7 +257,7 @@ def test_gradient_is_as_exact_as_the_reference(implementation: str, n: int, with
         weights, u, v = cloned(given, dtype)
         weights = [weight.requires_grad_() for weight in weights]
         if by == "ours":
-            scaled, sigma, vectors = registered.spectral_norm_(weights, u, v, goals, n, 1e-12, None)
+            scaled, sigma, vectors = torch_ops.spectral_norm_(weights, u, v, goals, n, 1e-12, None)
             assert not vectors.requires_grad
         else:
             scaled, sigma = reference.spectral_norm(weights, u, v, sigma_init=goals.to(dtype), n_iterations=n)
@@ -276,7 +276,7 @@ def test_gradients_of_some_and_of_any_strides(implementation: str) -> None:
     for ours in (True, False):
         weights, u, v = given[0], [x.clone() for x in given[1]], [x.clone() for x in given[2]]
         if ours:
-            scaled, _, _ = registered.spectral_norm_(weights, u, v, None, 1, 1e-12, None)
+            scaled, _, _ = torch_ops.spectral_norm_(weights, u, v, None, 1, 1e-12, None)
             assert [x.requires_grad for x in scaled] == [True, False, True]
         else:
             scaled, _ = reference.spectral_norm(weights, u, v)
@@ -289,17 +289,17 @@ def test_gradients_of_some_and_of_any_strides(implementation: str) -> None:
 def test_a_later_call_does_not_disturb_an_earlier_graph(implementation: str) -> None:
     given = matrices([(6, 5), (4, 3)])
     weights = [weight.requires_grad_() for weight in given[0]]
-    scaled, _, _ = registered.spectral_norm_(*given, None, 1, 1e-12, None)
+    scaled, _, _ = torch_ops.spectral_norm_(*given, None, 1, 1e-12, None)
     loss = torch.stack([x.square().sum() for x in scaled]).sum()
     expected = torch.autograd.grad(loss, weights, retain_graph=True)
-    registered.spectral_norm_(*given, None, 10, 1e-12, None)
+    torch_ops.spectral_norm_(*given, None, 10, 1e-12, None)
     torch.testing.assert_close(torch.autograd.grad(loss, weights), expected, rtol=0, atol=0)
 
 
 def test_autograd_sees_that_u_moved(implementation: str) -> None:
     given = matrices([(6, 5)])
     depends_on_u = (given[0][0].clone().requires_grad_().T @ given[1][0]).sum()
-    registered.spectral_norm_(*given, None, 1, 1e-12, None)
+    torch_ops.spectral_norm_(*given, None, 1, 1e-12, None)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         depends_on_u.backward()
 
@@ -307,9 +307,9 @@ def test_autograd_sees_that_u_moved(implementation: str) -> None:
 def test_the_functional_form_moves_nothing_and_returns_the_same(implementation: str) -> None:
     given = matrices([(6, 5), (3, 7)], transposed=True)
     before = cloned(given)
-    functional = registered.spectral_norm(*given, None, 2, 1e-12, None)
+    functional = torch_ops.spectral_norm(*given, None, 2, 1e-12, None)
     torch.testing.assert_close(given, before, rtol=0, atol=0)
-    torch.testing.assert_close(functional, registered.spectral_norm_(*given, None, 2, 1e-12, None), rtol=0, atol=0)
+    torch.testing.assert_close(functional, torch_ops.spectral_norm_(*given, None, 2, 1e-12, None), rtol=0, atol=0)
 
 
 def test_inference_mode(implementation: str) -> None:
@@ -324,12 +324,12 @@ def test_opcheck() -> None:
     given = matrices([(6, 5), (4, 2, 3, 1), (3, 7)], transposed=True)
     weights = [weight.requires_grad_() for weight in given[0]]
     for goals, n in ((None, 1), (torch.ones(3), 0)):
-        for operator in (registered.spectral_norm_, registered.spectral_norm):
+        for operator in (torch_ops.spectral_norm_, torch_ops.spectral_norm):
             torch.library.opcheck(operator, (*given, goals, n, 1e-12, None))
-    scaled, sigma, vectors = registered.spectral_norm(*given, None, 1, 1e-12, None)
+    scaled, sigma, vectors = torch_ops.spectral_norm(*given, None, 1, 1e-12, None)
     constants = [[x.detach() for x in tensors] for tensors in (scaled, weights)]
     sigma = sigma.detach()
-    torch.library.opcheck(registered.spectral_norm_backward, (*constants, vectors, sigma, None, sigma))
+    torch.library.opcheck(torch_ops.spectral_norm_backward, (*constants, vectors, sigma, None, sigma))
 
 
 @pytest.mark.usefixtures("compiled")
@@ -340,7 +340,7 @@ def test_compiles_as_one_graph(backend: str) -> None:
     u, v = [x.clone() for x in given[1]], [x.clone() for x in given[2]]
 
     def loss(u: list[Tensor], v: list[Tensor]) -> Tensor:
-        scaled, sigma, _ = registered.spectral_norm_(weights, u, v, None, 1, 1e-12, None)
+        scaled, sigma, _ = torch_ops.spectral_norm_(weights, u, v, None, 1, 1e-12, None)
         return torch.stack([x.pow(3).sum() for x in scaled]).sum() + sigma.sum()
 
     compiled = torch.compile(loss, backend=backend, fullgraph=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitgan_kernels import explain, reference, spectral_norm
-from vitgan_kernels.spectral_norm import native, registered
+from vitgan_kernels.spectral_norm import native, torch_ops
 
 
 def matrices(count: int = 2) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
@@ -16,7 +16,7 @@ def matrices(count: int = 2) -> tuple[list[torch.Tensor], list[torch.Tensor], li
 
 
 def call(given: Any, n: int = 1, dtype: torch.dtype | None = None) -> Any:
-    return registered.spectral_norm_(*given, None, n, 1e-12, dtype)
+    return torch_ops.spectral_norm_(*given, None, n, 1e-12, dtype)
 
 
 def test_one_launch_forward_and_one_backward(cuda_on_cpu: Any) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
-from vitgan_kernels.spectral_norm import adopt
+from vitgan_kernels.swap.recipes import grouped
 
 
 def layer(inputs: int, outputs: int, **settings: Any) -> nn.Linear:
@@ -31,7 +31,7 @@ def critic(
 
 
 def state(module: nn.Module, name: str = "weight") -> _SpectralNorm:
-    return cast(_SpectralNorm, adopt.parametrizations(module, name)[0])
+    return cast(_SpectralNorm, grouped.parametrizations(module, name)[0])
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:

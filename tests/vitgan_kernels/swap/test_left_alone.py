@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 from tests.vitgan_kernels.swap.critics import critic, layer, state
 from vitgan_kernels import SwapReport, swap, unswap, use_backend
-from vitgan_kernels.spectral_norm import adopt, op
+from vitgan_kernels.spectral_norm import grouping, op
 
 
 def wrong_value(weights: list[Tensor], u: list[Tensor], v: list[Tensor], **options: Any) -> Any:
@@ -53,7 +53,7 @@ def vectors_moved_in_evaluation(weights: list[Tensor], u: list[Tensor], v: list[
 def test_what_disagrees_is_left_alone_and_reported(monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Any]) -> None:
     model = critic(torch.float32)
     plain = copy.deepcopy(model)
-    monkeypatch.setattr(adopt, "spectral_norm", broken)
+    monkeypatch.setattr(grouping, "spectral_norm", broken)
     rows = {row.path: row for row in swap(model).rows}
     row = rows.pop("5.weight")  # the operator sees it transposed, as (12, 16)
     assert not row.swapped
@@ -71,7 +71,7 @@ def test_the_order_of_the_iteration_is_part_of_what_must_agree(monkeypatch: pyte
         scaled, sigma = op.spectral_norm([w.t() for w in weights], u, v, **options)
         return [w.t() for w in scaled], sigma
 
-    monkeypatch.setattr(adopt, "spectral_norm", v_before_u)
+    monkeypatch.setattr(grouping, "spectral_norm", v_before_u)
     model = critic()
     assert not any(row.swapped for row in swap(model).rows[:3])
     assert not model[0]._forward_pre_hooks

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from vitgan_kernels import swap, unswap
-from vitgan_kernels.spectral_norm import adopt, op
+from vitgan_kernels.spectral_norm import grouping, op
 
 
 def critic(*kinds: Any) -> nn.Sequential:
@@ -61,7 +61,7 @@ def test_training_goes_on_as_if_nothing_had_happened(kinds: Any, monkeypatch: py
         counted.append(len(weights))
         return op.spectral_norm(weights, *args, **options)
 
-    monkeypatch.setattr(adopt, "spectral_norm", counting)
+    monkeypatch.setattr(grouping, "spectral_norm", counting)
     torch.testing.assert_close(train(*pairs[1], seed=1), train(*pairs[0], seed=1), rtol=1e-10, atol=1e-12)
     assert counted == [2] * 10, "one call a forward for all"
     assert list(model.state_dict()) == keys

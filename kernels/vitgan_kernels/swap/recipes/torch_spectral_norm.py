@@ -11,14 +11,15 @@ from torch.nn.utils import spectral_norm as hook_spectral_norm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from vitgan_kernels.spectral_norm.adopt import (
-    AdoptedSpectralNorm,
+from vitgan_kernels.swap.recipe import Rehearsal, Site
+from vitgan_kernels.swap.recipes.grouped import (
     GroupedHook,
     GroupedSpectralNorm,
+    TorchSpectralNormGroup,
+    groups_of,
     parametrizations,
     spectral_norm_hook,
 )
-from vitgan_kernels.swap.recipe import Rehearsal, Site
 
 
 class TorchSpectralNorm:
@@ -57,7 +58,7 @@ class TorchSpectralNorm:
         model = _Weights([_copied(site, dtype) for site in sites])
         originals = [_original(layer) for layer in model.layers]
         if replaced:
-            AdoptedSpectralNorm(model, [(layer, "weight") for layer in model.layers])
+            TorchSpectralNormGroup(model, [(layer, "weight") for layer in model.layers])
         random = torch.Generator().manual_seed(0)
         results: list[Rehearsal] = [[[], [], []] for _ in sites]
         for training in (True, True, False):
@@ -74,12 +75,12 @@ class TorchSpectralNorm:
         return results
 
     def replace(self, model: nn.Module, sites: list[Site]) -> str:
-        return str(AdoptedSpectralNorm(model, [(site.module, site.tensor) for site in sites]))
+        return str(TorchSpectralNormGroup(model, [(site.module, site.tensor) for site in sites]))
 
     def restore(self, model: nn.Module) -> None:
         for part in model.modules():
-            for group in AdoptedSpectralNorm.of(part):
-                group.release()
+            for group in groups_of(part):
+                group.remove()
 
 
 class _Layer(nn.Module):

@@ -2,8 +2,8 @@
 
 - `spectral_norm_` moves u and v in place: one call of the extension. It is what runs in eager mode.
 - `spectral_norm` leaves them alone. torch.compile turns the first into it and copies of what it returns.
-- `spectral_norm_backward` is the gradient of both, of order one: u and v are constants, and a derivative of a
-  derivative is an error.
+- `spectral_norm_backward` is the gradient of both. Where a derivative of it is wanted (create_graph=True), or
+  torch.func maps over it, `closed_form` computes it instead.
 
 All return the scaled weights, sigma (L,), and u[0], v[0], u[1], ... after the iterations in one tensor, for the
 backward pass: the next call moves u and v while this one's graph may still wait.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitgan_kernels.spectral_norm import native
+from vitgan_kernels.spectral_norm import closed_form, native
 
 Result = tuple[list[Tensor], Tensor, Tensor]
 
@@ -100,7 +100,9 @@ class _Differentiable(torch.autograd.Function):
             torch.zeros_like(weight, dtype=ctx.scaled_dtype) if grad is None else grad
             for grad, weight in zip(grads, weights, strict=True)
         ]
-        results = spectral_norm_backward(given, weights, vectors, sigma, sigma_init, grad_sigma)
+        plain = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        gradients = closed_form.gradients if plain else spectral_norm_backward
+        results = gradients(given, weights, vectors, sigma, sigma_init, grad_sigma)
         wanted = ctx.needs_input_grad[2:]
         return None, None, *(result if want else None for result, want in zip(results, wanted, strict=True))
 
@@ -121,10 +123,7 @@ _library.impl("spectral_norm", _autograd_of(spectral_norm), "Autograd")
 
 
 def _no_second_order(_ctx: Any, *_grads: Any) -> None:
-    raise RuntimeError(
-        "spectral_norm: the compiled implementation has derivatives of order one only, with u and v constant: "
-        "for a derivative of its gradient, call it with backend='reference'"
-    )
+    raise RuntimeError("spectral_norm_backward: the operator itself has no derivative; closed_form.gradients has")
 
 
 torch.library.register_autograd("vitgan_kernels::spectral_norm_backward", _no_second_order, lib=_library)
