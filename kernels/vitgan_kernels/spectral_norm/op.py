@@ -38,11 +38,11 @@ def _reference(*args: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
     try:
         return reference.spectral_norm(*args, **options)
     except RuntimeError as error:
-        if not re.search("in-?place", str(error)):
+        if not re.search("in-?place|out=", str(error)):
             raise
         raise RuntimeError(
-            "spectral_norm: under a torch.func transform u and v cannot move in place: call it with update=False, or "
-            "put the model in evaluation mode"
+            "spectral_norm: under this transform of torch.func u and v cannot move in place: call it with "
+            "update=False, or put the model in evaluation mode"
         ) from error
 
 
@@ -139,7 +139,7 @@ def spectral_norm(
         ValueError: the lists differ in length; shapes, devices, n_iterations, eps or backend are not legal; an update
             is given one vector twice; or (cpp and cuda) a u or v overlaps with anything else. Weights may share storage
             with each other.
-        RuntimeError: an update under a transform of torch.func.
+        RuntimeError: an update under a transform of torch.func that maps over the weights, or has forward mode in them.
 
     Everything is computed in the weights' dtype; the compiled implementations take norms and inner products in double.
     Equal inputs give equal bits, on the CPU whatever the number of threads (cpp).

