@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "binding.h"
-#include "power_iteration.h"
+#include "spectral_norm.h"
 
 namespace py = pybind11;
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vitgan_kernels import triton_support
+from vitgan_kernels import native_support, triton_support
 from vitgan_kernels.backends import ENVIRONMENT_VARIABLE, OPERATORS, BackendError, explain
 from vitgan_kernels.diagnosis import ORDERS, Facts, Finding, diagnose
 from vitgan_kernels.self_check import cases, check_all
@@ -154,7 +154,7 @@ def _extension_facts(cuda_devices: int) -> Facts:
     built = importlib.util.find_spec("vitgan_kernels._native") is not None
     try:
         loads, about = native.available()
-        info = native.build_info() if loads else {}
+        info = native_support.build_info() if loads else {}
         devices = {f"cuda:{i}": native.device_available(i) for i in range(cuda_devices)}
     except Exception as error:  # an extension of other sources may fail in any way
         loads, about, info, devices = False, f"{type(error).__name__}: {error}", {}, {}

@@ -1,4 +1,4 @@
-// Runs both implementations of power_iteration.h, compiled with sanitizers, over shapes that cross every border, on
+// Runs both implementations of spectral_norm.h, compiled with sanitizers, over shapes that cross every border, on
 // memory of exactly the size that they may touch, and holds them against plain loops in double. Prints what disagrees.
 // The sanitizer of threads takes the C++ alone.
 #include <cmath>
@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "power_iteration.h"
+#include "spectral_norm.h"
 
 namespace {
 

@@ -31,7 +31,7 @@ def run_sanitized(sanitizers: str, names: list[str], folder: Path) -> subprocess
 
 
 def test_address_and_undefined_behaviour(tmp_path: Path) -> None:
-    names = ["power_iteration.cpp", "power_iteration.cu", "backward.cu"]
+    names = ["spectral_norm.cpp", "threads.cpp", "spectral_norm.cu", "spectral_norm_backward.cu"]
     result = run_sanitized("address,undefined", names, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "0 results disagree\n"
@@ -41,6 +41,6 @@ def test_address_and_undefined_behaviour(tmp_path: Path) -> None:
 
 def test_threads(tmp_path: Path) -> None:
     """Of the C++ alone: this sanitizer cannot follow the fibres that the CUDA source runs on."""
-    result = run_sanitized("thread", ["power_iteration.cpp"], tmp_path)
+    result = run_sanitized("thread", ["spectral_norm.cpp", "threads.cpp"], tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert (result.stdout, result.stderr) == ("0 results disagree\n", "")

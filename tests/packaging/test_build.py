@@ -242,9 +242,9 @@ def test_a_second_build_compiles_only_what_changed(built: Built, build: Build) -
         return int(re.findall(r"^\[\d+/(\d+)\]", result.stdout, re.MULTILINE)[-1])
 
     assert steps() == 0
-    (built.tree / "csrc" / "power_iteration.cpp").touch()
+    (built.tree / "csrc" / "spectral_norm.cpp").touch()
     assert steps() == 2, "one object and the link"
-    (built.tree / "csrc" / "power_iteration.h").touch()
+    (built.tree / "csrc" / "spectral_norm.h").touch()
     assert steps() == 3, "both objects include the header"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitgan_kernels import explain, spectral_norm
+from vitgan_kernels import explain, native_support, spectral_norm
 from vitgan_kernels.spectral_norm import native
 
 MODULE = "vitgan_kernels._native"
@@ -109,7 +109,7 @@ def test_other_threads_run_meanwhile() -> None:
 
 
 def test_build_info_says_how_it_was_built() -> None:
-    info = native.build_info()
+    info = native_support.build_info()
     assert info["standard"] == "c++17"
     assert "-march" not in info["flags"], "a wheel must run on other machines than the one that built it"
     assert info["compiler"].split()[0] in ("gcc", "clang")
@@ -132,7 +132,7 @@ def test_a_missing_extension_says_what_to_do() -> None:
     spectral_norm([weight], [u], [v])
     assert not native.device_available(0)[0]
     with pytest.raises(RuntimeError, match="is not built"):
-        native.build_info()
+        native_support.build_info()
 
 
 def test_an_extension_that_cannot_be_loaded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,16 @@
 """The compiled extension, on tensors: the spectral normalisation of all matrices of a model in C++ or CUDA.
 
-`vitgan_kernels._native` takes raw addresses and includes no PyTorch header; here tensors are allocated and handed
-over. It is loaded at the first call, so this module imports, and `available` explains, where it was not built.
 The arguments are those that `vitgan_kernels.spectral_norm` has checked.
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-_MODULE = "vitgan_kernels._native"
+from vitgan_kernels import native_support
+from vitgan_kernels.native_support import MODULE, address
 
 # Whether a call on a CUDA device may be one launch with barriers across the grid, where the device can.
 cooperative = True
@@ -22,11 +19,11 @@ cooperative = True
 def available() -> tuple[bool, str]:
     """Whether the compiled extension can be used, and how it was built or else what to do about it."""
     try:
-        info = build_info()
+        info = native_support.build_info()
     except RuntimeError as error:
         return False, str(error)
     cuda = f"CUDA for {info['cuda']}" if info["cuda"] else "without CUDA"
-    return True, f"{_MODULE} is built: {info['compiler']}, {info['standard']}, {info['flags']}; {cuda}"
+    return True, f"{MODULE} is built: {info['compiler']}, {info['standard']}, {info['flags']}; {cuda}"
 
 
 @functools.cache
@@ -35,27 +32,16 @@ def device_available(device: int) -> tuple[bool, str]:
     ok, why = available()
     if not ok:
         return False, why
-    if not build_info()["cuda"]:
+    cuda = native_support.build_info()["cuda"]
+    if not cuda:
         what_to_do = "install nvcc, then install vitgan again from its source"
-        return False, f"{_MODULE} was built without CUDA: {what_to_do} (`pip install -v` shows what the build found)"
+        return False, f"{MODULE} was built without CUDA: {what_to_do} (`pip install -v` shows what the build found)"
     try:
-        _load().check_cuda_device(device)
+        native_support.load().check_cuda_device(device)
     except RuntimeError as error:
-        what_to_do = "build for it with VITGAN_CUDA_ARCHS, or update the driver"
-        return (
-            False,
-            f"the kernels, built for {build_info()['cuda']}, cannot run on cuda:{device} ({error}): {what_to_do}",
-        )
-    return True, f"CUDA, built for {build_info()['cuda']}"
-
-
-def build_info() -> dict[str, str]:
-    """The `compiler`, `standard`, `flags` and `cuda` (architectures, or empty) of the compiled extension.
-
-    Raises:
-        RuntimeError: the extension is not there or cannot be loaded.
-    """
-    return dict(_load().build_info())
+        problem = f"the kernels, built for {cuda}, cannot run on cuda:{device} ({error})"
+        return False, f"{problem}: build for it with VITGAN_CUDA_ARCHS, or update the driver"
+    return True, f"CUDA, built for {cuda}"
 
 
 def spectral_norm(
@@ -98,14 +84,15 @@ def spectral_norm(
     for weight, result, u_l, v_l, (u_copy, v_copy) in zip(weights, scaled, u, v, _pairs(vectors, weights), strict=True):
         moved = (u_l.data_ptr(), v_l.data_ptr()) if in_place else (u_copy, v_copy)
         table.append((*_memory(weight), weight.data_ptr(), *moved, u_copy, v_copy, result.data_ptr()))
-    arguments = (_address(goals), sigma.data_ptr(), n_iterations, eps)
-    module = _load()
+    arguments = (address(goals), sigma.data_ptr(), n_iterations, eps)
+    module = native_support.load()
     try:
         if _on_cuda(first):
             workspace = _workspace(module.spectral_norm_workspace, weights)
             module.spectral_norm_cuda(table, _name(scaled[0].dtype), *arguments, *_launch(workspace))
         else:
-            getattr(module, f"spectral_norm_{_name(first.dtype)}")(table, *arguments, torch.get_num_threads())
+            run = module.spectral_norm_float32 if first.dtype == torch.float32 else module.spectral_norm_float64
+            run(table, *arguments, torch.get_num_threads())
     except ValueError as error:
         raise ValueError(f"spectral_norm: {error}") from None
     return scaled, sigma, vectors
@@ -132,13 +119,15 @@ def spectral_norm_backward(
         (*_memory(weight), weight.data_ptr(), *pair, grad.data_ptr(), result.data_ptr())
         for weight, grad, result, pair in zip(weights, grads, results, _pairs(vectors, weights), strict=True)
     ]
-    arguments = (_address(goals), sigma.data_ptr(), _address(grad_sigma))
-    module = _load()
+    arguments = (address(goals), sigma.data_ptr(), address(grad_sigma))
+    module = native_support.load()
     if _on_cuda(vectors):
         workspace = _workspace(module.spectral_norm_backward_workspace, weights)
         module.spectral_norm_backward_cuda(table, _name(grads[0].dtype), *arguments, *_launch(workspace))
     else:
-        getattr(module, f"spectral_norm_backward_{_name(vectors.dtype)}")(table, *arguments, torch.get_num_threads())
+        float32 = vectors.dtype == torch.float32
+        run = module.spectral_norm_backward_float32 if float32 else module.spectral_norm_backward_float64
+        run(table, *arguments, torch.get_num_threads())
     return results
 
 
@@ -191,24 +180,5 @@ def _device_and_stream(tensor: Tensor) -> tuple[int, int]:
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _load() -> ModuleType:
-    try:
-        return importlib.import_module(_MODULE)
-    except ModuleNotFoundError as error:
-        if error.name != _MODULE:
-            raise
-        raise RuntimeError(
-            f"{_MODULE} is not built: install a C++ compiler and Python's headers "
-            "(on Debian and Ubuntu: apt install g++ python3-dev), then install vitgan again from its source; "
-            "`pip install -v` shows why a build did not happen"
-        ) from error
-    except ImportError as error:
-        raise RuntimeError(f"{_MODULE} cannot be loaded ({error}): install vitgan again on this machine") from error

@@ -1,4 +1,4 @@
-// Compiles a .cu file with a C++ compiler and runs its kernels on the CPU: what power_iteration.cu uses of CUDA, no more.
+// Compiles a .cu file with a C++ compiler and runs its kernels on the CPU: what spectral_norm.cu uses of CUDA, no more.
 //
 // The threads of a block are fibres on one thread of the operating system. A fibre runs until it waits: at the barrier of
 // its block, at a shuffle of its warp, or at the barrier of the grid. When none can run, whoever waits with all others

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vitgan_kernels import native_support
 from vitgan_kernels.spectral_norm import native, op
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,18 +76,20 @@ def cuda_module() -> ModuleType:
         common = [str(compiler), "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", f"-I{shim}"]
         common += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
         includes = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
-        defines = ['-DVITGAN_WITH_CUDA="the CPU"', '-DVITGAN_CXX_FLAGS=""']
         csrc = ROOT / "csrc"
+        common += [f"-I{csrc}", '-DVITGAN_WITH_CUDA="the CPU"']
         options = {
-            "binding.cpp": ["-O0", *includes, *defines],
-            "power_iteration.cpp": ["-O1"],
-            "power_iteration.cu": ["-O1", "-x", "c++"],
-            "backward.cu": ["-O1", "-x", "c++"],
+            shim / "module.cpp": ["-O0", *includes],
+            csrc / "spectral_norm_binding.cpp": ["-O0", *includes],
+            csrc / "spectral_norm.cpp": ["-O1"],
+            csrc / "threads.cpp": ["-O1"],
+            csrc / "spectral_norm.cu": ["-O1", "-x", "c++"],
+            csrc / "spectral_norm_backward.cu": ["-O1", "-x", "c++"],
         }
-        objects = [str(folder / f"{os.getpid()}-{name}.o") for name in options]
+        objects = [str(folder / f"{os.getpid()}-{path.name}.o") for path in options]
         commands = [
-            [*common, *how, "-c", str(csrc / name), "-o", output]
-            for (name, how), output in zip(options.items(), objects, strict=True)
+            [*common, *how, "-c", str(path), "-o", output]
+            for (path, how), output in zip(options.items(), objects, strict=True)
         ]
         running = [subprocess.Popen(command) for command in commands]
         assert [process.wait() for process in running] == [0] * len(commands)
@@ -114,7 +117,7 @@ def cuda_device(cuda_module: ModuleType) -> Device:
 @pytest.fixture
 def cuda_on_cpu(cuda_module: ModuleType, cuda_device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
     """Calls of the torch_ops operators on CPU tensors go to the CUDA source."""
-    monkeypatch.setattr(native, "_load", lambda: cuda_module)
+    monkeypatch.setattr(native_support, "load", lambda: cuda_module)
     monkeypatch.setattr(native, "_on_cuda", lambda tensor: True)
     monkeypatch.setattr(native, "_device_and_stream", lambda tensor: (1, STREAM))
     return cuda_device

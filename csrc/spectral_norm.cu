@@ -1,5 +1,5 @@
-// The CUDA side of power_iteration.h, forward: all matrices of a model in one launch. Each half of an iteration is a
-// phase (a product with every matrix), and scaling is the last; cuda_common.cuh says how phases run.
+// The CUDA side of spectral_norm.h, forward: all matrices of a model in one launch. Each half of an iteration is a
+// phase (a product with every matrix), and scaling is the last; spectral_norm.cuh says how phases run.
 //
 // A product is stored as it comes out ("raw"). Whoever reads it first takes its norm, each block for itself: that is a
 // few kilobytes out of the L2 cache, and costs less than another barrier.
@@ -13,8 +13,8 @@
 
 #include <algorithm>
 
-#include "cuda_common.cuh"
-#include "power_iteration.h"
+#include "spectral_norm.cuh"
+#include "spectral_norm.h"
 
 namespace vitgan {
 namespace cuda {

@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "power_iteration.h"
+#include "spectral_norm.h"
 
 namespace vitgan {
 namespace cuda {

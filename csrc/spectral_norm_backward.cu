@@ -1,5 +1,5 @@
-// The CUDA side of power_iteration.h, backward: the gradients of all matrices in one launch of two phases, the inner
-// products and then the rank-one updates; cuda_common.cuh says how phases run.
+// The CUDA side of spectral_norm.h, backward: the gradients of all matrices in one launch of two phases, the inner
+// products and then the rank-one updates; spectral_norm.cuh says how phases run.
 //
 // Floor, for N elements of all matrices together, with a gradient of b bytes an element: G and W are read, G again, dW
 // written: (8 + b) N bytes from memory if G stays in the L2 cache, (8 + 2 b) N where not; 5 N operations, one barrier.
@@ -9,8 +9,8 @@
 
 #include <algorithm>
 
-#include "cuda_common.cuh"
-#include "power_iteration.h"
+#include "spectral_norm.cuh"
+#include "spectral_norm.h"
 
 namespace vitgan {
 namespace cuda {

@@ -1,5 +1,5 @@
 // Spectral normalisation of all matrices of a model in one call: power iteration, sigma, the scaled weights, and the
-// gradient. power_iteration.cpp computes it on the CPU, power_iteration.cu on a CUDA device, by the same algorithm.
+// gradient. spectral_norm.cpp computes it on the CPU, spectral_norm.cu on a CUDA device, by the same algorithm.
 //
 // A weight is seen as its memory lies, M (rows, cols) row-major, with `left` (rows) and `right` (cols). It is W itself,
 // with u = left and v = right, or where `transposed` the transpose of W, with u = right and v = left. An iteration is

@@ -1,20 +1,15 @@
-// The CPU's side of power_iteration.h. A matrix is the work of one thread, which passes over it while it is in cache.
-#include "power_iteration.h"
+// The CPU's side of spectral_norm.h. A matrix is the work of one thread, which passes over it while it is in cache.
+#include "spectral_norm.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
-#include <functional>
-#include <memory>
-#include <mutex>
 #include <numeric>
-#include <system_error>
-#include <thread>
-#include <utility>
+
+#include "threads.h"
 
 // Loops over whole matrices are compiled for wider vector registers too, and the machine takes its own at load time.
-// The sums are written lane by lane and C++ does not contract a product and a sum, so that all give the same bits.
+// The sums are written lane by lane, and the build contracts no product and sum (-ffp-contract=off): all give the same
+// bits, on any x86-64 machine and number of threads.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define VITGAN_FOR_EACH_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -31,7 +26,7 @@ using Index = std::int64_t;
 // accumulators are sixteen independent sums: they fill the vector registers, and their order is fixed here.
 constexpr Index kLanes = 16;
 
-// Starting a thread costs about as much as passing over so many elements.
+// Waking a thread costs about as much as passing over so many elements.
 constexpr Index kElementsWorthAThread = 1 << 16;
 
 template <typename T>
@@ -163,47 +158,8 @@ void gradient_of_one(const Gradient& m, const T* goal, T sigma, const T* grad_si
           static_cast<const T*>(m.right), static_cast<T*>(m.grad_weight));
 }
 
-// Work that is taken one by one, the calling thread among those who take it. It returns when all is done, not when all
-// threads have ended: on a machine whose cores are busy a new thread may start only when there is nothing left for it.
-class SharedWork : public std::enable_shared_from_this<SharedWork> {
- public:
-  // work(item, worker) is called once for each item, with a worker below `threads`.
-  SharedWork(std::vector<std::size_t> items, std::function<void(std::size_t, int)> work)
-      : items_(std::move(items)), work_(std::move(work)) {}
-
-  void run(int threads) {
-    try {
-      for (int worker = 1; worker < threads; ++worker) {
-        std::thread([self = shared_from_this(), worker] { self->take(worker); }).detach();
-      }
-    } catch (const std::system_error&) {
-      // no more threads to be had: those that run do all the work
-    }
-    take(0);
-    std::unique_lock<std::mutex> lock(mutex_);
-    all_done_.wait(lock, [this] { return done_ == items_.size(); });
-  }
-
- private:
-  void take(int worker) {
-    std::size_t done = 0;
-    for (std::size_t i = next_++; i < items_.size(); i = next_++, ++done) work_(items_[i], worker);
-    if (done == 0) return;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    done_ += done;
-    if (done_ == items_.size()) all_done_.notify_one();
-  }
-
-  const std::vector<std::size_t> items_;
-  const std::function<void(std::size_t, int)> work_;
-  std::atomic<std::size_t> next_{0};
-  std::mutex mutex_;
-  std::condition_variable all_done_;
-  std::size_t done_ = 0;
-};
-
-// work(matrix, worker) for each matrix once, the largest first, on up to so many threads; worker is below threads.
-// Which thread takes which matrix changes no result.
+// work(matrix) for each matrix once, the largest first, on up to so many threads. Which thread takes which matrix
+// changes no result.
 template <typename M, typename Work>
 void for_each_matrix(const std::vector<M>& matrices, int threads, const Work& work) {
   std::vector<std::size_t> order(matrices.size());
@@ -211,7 +167,8 @@ void for_each_matrix(const std::vector<M>& matrices, int threads, const Work& wo
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
     return matrices[a].rows * matrices[a].cols > matrices[b].rows * matrices[b].cols;
   });
-  std::make_shared<SharedWork>(std::move(order), work)->run(threads);
+  parallel_for(static_cast<Index>(order.size()), threads,
+               [&](Index i) { work(order[static_cast<std::size_t>(i)]); });
 }
 
 template <typename M>
@@ -227,21 +184,17 @@ int useful_threads(const std::vector<M>& matrices, int threads) {
 template <typename T>
 void spectral_norm(const std::vector<Matrix>& matrices, const T* goals, T* sigma, std::int64_t n_iterations, double eps,
                    int threads) {
-  threads = useful_threads(matrices, threads);
-  Index longest = 0;
-  for (const Matrix& m : matrices) longest = std::max({longest, m.rows, m.cols});
-  std::vector<std::vector<T>> products(static_cast<std::size_t>(threads));
-  for (std::vector<T>& product : products) product.resize(static_cast<std::size_t>(longest));
-  for_each_matrix(matrices, threads, [&](std::size_t i, int worker) {
-    T* const product = products[static_cast<std::size_t>(worker)].data();
-    normalise_one(matrices[i], goals ? goals + i : nullptr, sigma + i, n_iterations, eps, product);
+  for_each_matrix(matrices, useful_threads(matrices, threads), [&](std::size_t i) {
+    const Matrix& m = matrices[i];
+    T* const product = static_cast<T*>(scratch(static_cast<std::size_t>(std::max(m.rows, m.cols)) * sizeof(T)));
+    normalise_one(m, goals ? goals + i : nullptr, sigma + i, n_iterations, eps, product);
   });
 }
 
 template <typename T>
 void spectral_norm_backward(const std::vector<Gradient>& matrices, const T* goals, const T* sigma, const T* grad_sigma,
                             int threads) {
-  for_each_matrix(matrices, useful_threads(matrices, threads), [&](std::size_t i, int) {
+  for_each_matrix(matrices, useful_threads(matrices, threads), [&](std::size_t i) {
     gradient_of_one(matrices[i], goals ? goals + i : nullptr, sigma[i], grad_sigma ? grad_sigma + i : nullptr);
   });
 }
