@@ -111,7 +111,7 @@ class _Hooked(Member):
 
     def operands(self) -> Operands | None:
         weight, u, v = (getattr(self.layer, f"{self.state.name}_{part}", None) for part in ("orig", "u", "v"))
-        return None if weight is None else Operands(weight, cast(Tensor, u), cast(Tensor, v))
+        return None if weight is None else Operands(weight, u, v)
 
     def settings(self, weight: Tensor) -> Settings:
         state = self.state
