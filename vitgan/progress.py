@@ -1,6 +1,6 @@
 """Progress of long work."""
 
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -62,18 +62,12 @@ def progress_line(title: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     line = Progress(*columns, console=Console(stderr=True), transient=True)
     task = line.add_task(title, total=total or None)
-    begin = time.monotonic()
-    started = False
-
-    def advance(amount: int) -> None:
-        nonlocal started
-        line.advance(task, amount)
-        if not started and time.monotonic() - begin > _PATIENCE_SECONDS:
-            line.start()
-            started = True
-
+    patience = threading.Timer(_PATIENCE_SECONDS, line.start)
+    patience.start()
     try:
-        yield advance
+        yield lambda amount: line.advance(task, amount)
     finally:
-        if started:
+        patience.cancel()
+        patience.join()
+        if line.live.is_started:
             line.stop()

@@ -1,9 +1,13 @@
 """From encoded image files to uint8 tensors: one image, and data sets decoded in memory or batch by batch."""
 
+import fcntl
 import hashlib
 import io
 import time
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from vitgan.data.base import (
@@ -31,22 +35,78 @@ from vitgan.progress import progress_line
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
+LARGE = 2**24
+"""Pixels from which on an image is decoded while no other process decodes such a one, and reduced before all else."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes an orientation of EXIF."""
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
 def decode_image(data: bytes, image_size: int, channels: int) -> NDArray[np.uint8]:
     """One image file as uint8 (channels, image_size, image_size); of an animation, the first frame.
 
-    The camera's orientation is applied. Any exception of the decoder's may come out of broken data.
+    The camera's orientation is applied where it can be read. Colours are taken as sRGB: an ICC profile is not looked
+    at. Any exception of the decoder's may come out of broken data.
     """
     if not data:
         raise ValueError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        with warnings.catch_warnings(action="ignore"):  # of large images, and of metadata
+            image = Image.open(io.BytesIO(_pixels_of_png(data) if data.startswith(PNG) else data))
     except UnidentifiedImageError:
         raise ValueError("not an image, or of a format that Pillow cannot read") from None
-    with image:
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down first") from None
+    with image, _turn(image.width * image.height), warnings.catch_warnings(action="ignore"):
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time. Twice the wanted
         # size is enough for the resampling that follows.
         image.draft(None, (2 * image_size, 2 * image_size))
-        return fit_image(ImageOps.exif_transpose(image), image_size, channels)
+        if image.format == "PNG" and data[24] != 8 and image.mode in ("L", "RGB") and "transparency" in image.info:
+            if image.mode == "RGB":
+                raise ValueError("a transparent colour of 16 bits: convert the file to 8 bits, or give it alpha")
+            image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales the pixels alone
+        image.load()
+        try:
+            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        except Exception:  # of broken EXIF; the pixels are fine
+            turn = None
+        eight = _to_eight_bits(image)
+        factor = min(eight.size) // (3 * image_size)
+        if eight.width * eight.height > LARGE and factor > 1 and eight.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
+            eight = eight.reduce(factor)
+        return fit_image(eight if turn is None else eight.transpose(turn), image_size, channels)
+
+
+def _pixels_of_png(data: bytes) -> bytes:
+    """A PNG without texts, dates and the like, for which Pillow refuses files where they are large or broken."""
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        kind, checksum = data[at + 4 : at + 8], int.from_bytes(data[end - 4 : end])
+        if kind[:1].isupper() or (kind in (b"tRNS", b"eXIf") and zlib.crc32(data[at + 4 : end - 4]) == checksum):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+@contextmanager
+def _turn(pixels: int) -> Iterator[None]:
+    """Wait until no other process decodes a large image, if this is one: each takes hundreds of megabytes."""
+    if pixels <= LARGE:
+        yield
+        return
+    with Path(__file__).open() as file:  # a file that all processes have
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def fit_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
@@ -54,12 +114,12 @@ def fit_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.
 
     Alpha is kept with 2 or 4 channels, laid onto white with 1 or 3, and opaque where the image has none.
     """
-    image = _to_eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if channels in (1, 3):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image = image.convert(MODES[channels])
+    if image.mode != MODES[channels]:  # else it would be copied
+        image = image.convert(MODES[channels])
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -70,20 +130,30 @@ def fit_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey scaled to eight; Pillow's own conversion would clip it at 255."""
+    """Grey of more bits scaled to eight; Pillow's own conversion would clip it at 255."""
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers: convert the file to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
-    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    most = 2 ** min(bits, 16) - 1
+    wide = np.asarray(image).astype(np.int64)
+    if wide.min() < 0 or wide.max() > most:
+        raise ValueError(f"pixels are numbers of {bits} bits: convert the file to 8 or 16 bits")
+    eight = ((wide * 255 + most // 2) // most).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
+        eight = 255 - eight
+    if (transparent := image.info.get("transparency")) is None:
+        return Image.fromarray(eight)
+    return Image.fromarray(np.stack([eight, np.where(wide == transparent, 0, 255).astype(np.uint8)], axis=-1))
 
 
 WORTH_KEEPING_SECONDS = 2.0
 """What was decoded faster than this is not kept on disk."""
 
 _CHUNK_BYTES = 2 * 2**20
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 class ImageFiles(ImageDataset):
@@ -168,7 +238,7 @@ def load_files(files: ImageFiles, cache: Path) -> ImageDataset:
 
 def decode_all(files: ImageFiles, out: Tensor | None) -> None:
     """Decode every file, on every core, into `out` (N, C, S, S); with None, only to see that it can be."""
-    chunk = max(1, min(256, _CHUNK_BYTES // (files.nbytes // len(files))))
+    chunk = max(1, min(256, _CHUNK_BYTES // (files.nbytes // len(files)), len(files) // (4 * core_count())))
     spans = [span.tolist() for span in torch.arange(len(files)).split(chunk)]
     decode = files.try_fetch if out is not None else partial(_try_decode, files)
     parts = map_in_workers(decode, spans, min(core_count(), len(spans)) if len(spans) > 1 else 0)

@@ -185,3 +185,83 @@ def test_what_is_no_image_is_an_error() -> None:
         decode_image(b"<html>404</html>", 8, 3)
     with pytest.raises(ValueError, match="floating"):
         decode_image(encode(Image.fromarray(np.zeros((8, 8), dtype=np.float32)), "TIFF"), 8, 3)
+
+
+def png(depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes], checksum: int = 0) -> bytes:
+    """8 x 8 pixels; the checksums of the ancillary chunks are off by `checksum`."""
+    header = struct.pack(">IIBBBBB", 8, 8, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d) ^ (0 if k[:1].isupper() else checksum))
+        for k, d in parts
+    )
+
+
+@pytest.mark.parametrize("checksum", [0, 1])
+@pytest.mark.parametrize(
+    "chunk",
+    [(b"zTXt", b"x\0\0" + zlib.compress(bytes(3 * 10**6))), (b"iCCP", b"x\0\0nonsense"), (b"eXIf", b"nonsense")],
+)
+def test_metadata_of_a_png_that_is_large_or_broken(chunk: tuple[bytes, bytes], checksum: int) -> None:
+    assert first_pixel(png(8, 0, (b"\0" + b"M" * 8) * 8, chunk, checksum=checksum), 1) == [77]
+
+
+@pytest.mark.parametrize("exif", [b"nonsense", b"II*\0\x08\0\0\0\xff\xff", b"II*\0\xff\xff\xff\xff"])
+def test_broken_exif_of_a_jpeg(exif: bytes) -> None:
+    data = encode(Image.new("L", (8, 8), 77), "JPEG", exif=b"Exif\0\0" + exif)
+    assert first_pixel(data, 1) == [77]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_of_any_depth(depth: int) -> None:
+    white, black = bytes([0] + [255] * depth), bytes(1 + depth)
+    for value, expected in ((0, [255, 255]), (2**depth - 1, [255, 0])):
+        assert first_pixel(png(depth, 0, white + black * 7, (b"tRNS", struct.pack(">H", value))), 2) == expected
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match="transparent colour of 16 bits: convert"):
+        decode_image(png(16, 2, bytes(8 * 49), (b"tRNS", bytes(6))), 8, 3)
+
+
+def tiff(values: np.ndarray, bits: int, white_is_zero: bool) -> bytes:
+    """Grey pixels (8, 8), uncompressed, little-endian."""
+    raw = (
+        values.tobytes()
+        if bits != 12
+        else np.packbits(((values.reshape(-1, 1) >> np.arange(11, -1, -1)) & 1).astype(np.uint8)).tobytes()
+    )
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 122), (277, 1), (278, 8)]
+    tags += [(279, len(raw))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head + raw if len(head) == 122 else pytest.fail(str(len(head)))
+
+
+@pytest.mark.parametrize(("bits", "white_is_zero", "expected"), [(12, False, 128), (16, False, 128), (16, True, 127)])
+def test_grey_tiff_of_more_bits(bits: int, white_is_zero: bool, expected: int) -> None:
+    values = np.full((8, 8), 2 ** (bits - 1), np.uint16)
+    assert first_pixel(tiff(values, bits, white_is_zero), 1) == [expected]
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32])
+def test_grey_tiff_of_32_bits_is_refused(dtype: type) -> None:
+    with pytest.raises(ValueError, match="numbers of 32 bits: convert the file to 8 or 16"):
+        decode_image(tiff(np.full((8, 8), 10**9, dtype), 32, False), 8, 1)
+
+
+def test_too_many_pixels_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)
+    with pytest.raises(ValueError, match="more than 62 pixels: scale it down first"):
+        decode_image(flat("L", 77), 8, 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_large_images_are_reduced_first_and_one_at_a_time(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.fromarray(noise(16, 12, 3)).resize((960, 1280), Image.Resampling.BICUBIC).convert(mode))
+    whole = decode_image(data, 16, 3).astype(int)
+    locked: list[int] = []
+    monkeypatch.setattr("fcntl.flock", lambda file, how: locked.append(how))
+    monkeypatch.setattr("vitgan.data.decode.LARGE", 1000)
+    assert np.abs(decode_image(data, 16, 3).astype(int) - whole).max() <= 4
+    assert len(locked) == 1
