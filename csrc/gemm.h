@@ -16,17 +16,18 @@ constexpr int kMaxVectors = 2;
 constexpr int kRows[] = {0, 8, 6};
 #endif
 
-// C (ROWS x VECTORS vectors) (+)= A B: element (i, k) of A at i * rs + k * cs, row k of B at k * ldb.
-template <int ROWS, int VECTORS>
-static __attribute__((noinline)) void multiply_tile(Index depth, const float* A, Index rs, Index cs, const float* B,
-                                                    Index ldb, float* C, Index ldc, bool add) {
-  vf c[ROWS][VECTORS];
-  UNROLL
-  for (int i = 0; i < ROWS; ++i) {
-    UNROLL
-    for (int j = 0; j < VECTORS; ++j) c[i][j] = (vf){};
-  }
-  for (Index k = 0; k < depth; ++k) {
+// What an operation adds to the tile at each k, here an outer product. Element (i, k) of A lies at i * rs + k * cs, row k of
+// B at k * ldb. An operation of another kind (l2_attention_tiles.h) has these same three functions.
+struct Product {
+  const float* A;
+  Index rs, cs;
+  const float* B;
+  Index ldb;
+
+  static constexpr int rows(int vectors) { return kRows[vectors]; }
+  INLINE_MEMBER Product from(Index row, Index column) const { return {A + row * rs, rs, cs, B + column, ldb}; }
+  template <int ROWS, int VECTORS>
+  INLINE_MEMBER void step(vf (&c)[ROWS][VECTORS]) {
     vf b[VECTORS];
     UNROLL
     for (int j = 0; j < VECTORS; ++j) b[j] = load(B + j * VL);
@@ -39,6 +40,19 @@ static __attribute__((noinline)) void multiply_tile(Index depth, const float* A,
     A += cs;
     B += ldb;
   }
+};
+
+// C (ROWS x VECTORS vectors) (+)= the sum over all k
+template <int ROWS, int VECTORS, class Operation>
+static __attribute__((noinline)) void add_up_tile(const Operation& given, Index depth, float* C, Index ldc, bool add) {
+  Operation operation = given;
+  vf c[ROWS][VECTORS];
+  UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    UNROLL
+    for (int j = 0; j < VECTORS; ++j) c[i][j] = (vf){};
+  }
+  for (Index k = 0; k < depth; ++k) operation.step(c);
   UNROLL
   for (int i = 0; i < ROWS; ++i) {
     UNROLL
@@ -49,51 +63,57 @@ static __attribute__((noinline)) void multiply_tile(Index depth, const float* A,
   }
 }
 
-typedef void (*MultiplyTile)(Index, const float*, Index, Index, const float*, Index, float*, Index, bool);
+template <class Operation>
+using AddUpTile = void (*)(const Operation&, Index, float*, Index, bool);
 
-template <int ROWS, int VECTORS>
-INLINE MultiplyTile tile_of(Index rows) {
+template <int ROWS, int VECTORS, class Operation>
+INLINE AddUpTile<Operation> tile_of(Index rows) {
   if constexpr (ROWS == 0) {
     return nullptr;
   } else {
-    return rows == ROWS ? multiply_tile<ROWS, VECTORS> : tile_of<ROWS - 1, VECTORS>(rows);
+    return rows == ROWS ? add_up_tile<ROWS, VECTORS, Operation> : tile_of<ROWS - 1, VECTORS, Operation>(rows);
   }
 }
 
-template <int VECTORS>
-static void multiply_panel(Index m, Index depth, const float* A, Index rs, Index cs, const float* B, Index ldb, float* C,
-                           Index ldc, bool add) {
-  constexpr int ROWS = kRows[VECTORS];
+template <int VECTORS, class Operation>
+static void add_up_panel(const Operation& operation, Index column, Index m, Index depth, float* C, Index ldc, bool add) {
+  constexpr int ROWS = Operation::rows(VECTORS);
   // as even as can be: 65 rows by 6 are 11 tiles of 6 or 5
   const Index tiles = (m + ROWS - 1) / ROWS, low = m / tiles, higher = m % tiles;
-  const MultiplyTile low_tile = tile_of<ROWS, VECTORS>(low), high_tile = tile_of<ROWS, VECTORS>(low + (higher > 0));
+  const auto low_tile = tile_of<ROWS, VECTORS, Operation>(low);
+  const auto high_tile = tile_of<ROWS, VECTORS, Operation>(low + (higher > 0));
   for (Index t = 0, i = 0; t < tiles; ++t) {
     const bool high = t < higher;
-    (high ? high_tile : low_tile)(depth, A + i * rs, rs, cs, B, ldb, C + i * ldc, ldc, add);
+    (high ? high_tile : low_tile)(operation.from(i, column), depth, C + i * ldc + column, ldc, add);
     i += low + high;
   }
 }
 
-// C (m x `vectors` vectors) (+)= A (m x depth) B (depth x vectors).
-static inline void multiply(Index m, Index vectors, Index depth, const float* A, Index rs, Index cs, const float* B, Index ldb,
-                     float* C, Index ldc, bool add) {
+// C (m x `vectors` vectors) (+)= the sum over `depth` values of k
+template <class Operation>
+static void add_up(const Operation& operation, Index m, Index vectors, Index depth, float* C, Index ldc, bool add) {
   if (m == 0) return;
-  while (vectors > 0) {
+  for (Index column = 0; vectors > 0;) {
     // six vectors in panels of 3 and 3, not of 5 and 1
     const Index panels = (vectors + kMaxVectors - 1) / kMaxVectors, width = (vectors + panels - 1) / panels;
     switch (width) {
-      case 1: multiply_panel<1>(m, depth, A, rs, cs, B, ldb, C, ldc, add); break;
-      case 2: multiply_panel<2>(m, depth, A, rs, cs, B, ldb, C, ldc, add); break;
+      case 1: add_up_panel<1>(operation, column, m, depth, C, ldc, add); break;
+      case 2: add_up_panel<2>(operation, column, m, depth, C, ldc, add); break;
 #if VITGAN_LANES == 16 || defined(__aarch64__)
-      case 3: multiply_panel<3>(m, depth, A, rs, cs, B, ldb, C, ldc, add); break;
-      case 4: multiply_panel<4>(m, depth, A, rs, cs, B, ldb, C, ldc, add); break;
-      case 5: multiply_panel<5>(m, depth, A, rs, cs, B, ldb, C, ldc, add); break;
+      case 3: add_up_panel<3>(operation, column, m, depth, C, ldc, add); break;
+      case 4: add_up_panel<4>(operation, column, m, depth, C, ldc, add); break;
+      case 5: add_up_panel<5>(operation, column, m, depth, C, ldc, add); break;
 #endif
     }
-    B += width * VL;
-    C += width * VL;
+    column += width * VL;
     vectors -= width;
   }
+}
+
+// C (m x `vectors` vectors) (+)= A (m x depth) B (depth x vectors): element (i, k) of A at i * rs + k * cs.
+static inline void multiply(Index m, Index vectors, Index depth, const float* A, Index rs, Index cs, const float* B,
+                            Index ldb, float* C, Index ldc, bool add) {
+  add_up(Product{A, rs, cs, B, ldb}, m, vectors, depth, C, ldc, add);
 }
 
 }  // namespace VITGAN_LEVEL

@@ -13,7 +13,8 @@
 #define VITGAN_LANES 4
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#define INLINE static INLINE_MEMBER
 #define UNROLL _Pragma("GCC unroll 16")
 
 namespace vitgan {
@@ -154,12 +155,12 @@ INLINE void transpose(const float* from, Index n, Index cols, Index ld, float* t
   }
 }
 
-// --- 2^x: 0 below -126, infinity from 128. Relative error 1e-7.
+// --- 2^x for x up to 127: 0 below -127, not-a-number where x is that or infinity. Relative error 1e-7.
 
 INLINE vf exp2(vf x) {
-  const float magic = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+  const float magic = 12583039.f;  // 1.5 * 2^23 + 127: adding it leaves the exponent's bits of 2^(nearest whole number)
+  x = x < -127.f ? splat(-127.f) : x;
   const vf shifted = x + magic;
-  const vi exponent = (vi)shifted << 23;
   const vf r = x - (shifted - magic);
   vf p = 1.535336188319500e-4f * r + 1.339887440266574e-3f;
   p = p * r + 9.618437357674640e-3f;
@@ -167,8 +168,14 @@ INLINE vf exp2(vf x) {
   p = p * r + 2.402264791363012e-1f;
   p = p * r + 6.931472028550421e-1f;
   p = p * r + 1.f;
-  const vf y = (vf)((vi)p + exponent);
-  return x <= -126.f ? (vf){} : x >= 128.f ? splat(__builtin_inff()) : y;
+  return p * (vf)((vi)shifted << 23);
+}
+
+INLINE vf root(vf x) {
+  vf y;
+  UNROLL
+  for (int i = 0; i < VL; ++i) y[i] = __builtin_sqrtf(x[i]);
+  return y;
 }
 
 }  // namespace VITGAN_LEVEL

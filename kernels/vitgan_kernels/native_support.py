@@ -4,7 +4,6 @@
 everything imports, and `available` explains, where it was not built.
 """
 
-import functools
 import importlib
 from types import ModuleType
 
@@ -69,8 +68,14 @@ def unable(tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"the kernels take {names}, not {str(tensor.dtype).removeprefix('torch.')}"
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return "the call is exported, for where there are no kernels"
     able, why = available()
     return triton_support.transform() if able else why
+
+
+# torch.compile cannot trace the import, whose answer does not change.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def address(tensor: Tensor | None) -> int:

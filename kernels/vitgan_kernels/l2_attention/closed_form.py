@@ -3,8 +3,8 @@
 What the kernels compute tile by tile, here with whole matrices. Q (..., N, d), K (..., M, d), V (..., M, e); K is None
 where it is Q. Scores s_ij = f(x_ij), x_ij = ||q_i - k_j||^2, with f(x) = -scale * x or -scale * sqrt(x).
 
-Order 0:  P = softmax(s), O = P V, L_i = log2 sum_j exp(s_ij), kept as two numbers, of which the second is what
-    the rounding of the first left over. For the squared distance s leaves out -scale * ||q_i||^2, which P does not see.
+Order 0:  P = softmax(s), O = P V, L_i = log2 sum_j exp(s_ij), kept as two numbers, of which the second is what the
+    rounding of the first left over. For the squared distance s leaves out -scale * ||q_i||^2, which P does not see.
 
 Order 1, from dO:  dV = P^T dO; dP = dO V^T; D_i = dO_i . O_i; dS = P * (dP - D); E = 2 f' * dS;
     dQ = rowsum(E) Q - E K;  dK = colsum(E) K - E^T Q.
@@ -25,6 +25,8 @@ import math
 import torch
 from torch import Tensor
 
+from vitgan_kernels.l2_attention.centering import centred
+
 LOG_2 = math.log(2)
 
 
@@ -37,15 +39,14 @@ def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: boo
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, out: Tensor, lse: Tensor, scale: float, euclidean: bool
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """dQ, dK (None where K is Q), dV, in the dtypes of the inputs."""
     queries, keys, values = _precise(q, k, v)
     grad = grad.to(values.dtype)
     scores, slope, _ = _scores(queries, keys, scale, euclidean)
-    p = torch.exp(scores - LOG_2 * lse.sum(0).unsqueeze(-1))
-    delta = (grad * out).sum(-1, keepdim=True)
-    e = slope * p * (grad @ values.mT - delta)
+    p, dp = torch.softmax(scores, -1), grad @ values.mT
+    e = slope * p * (dp - (p * dp).sum(-1, keepdim=True))
     dq = _difference(e, queries, keys)
     dk = _difference(e.mT, keys, queries)
     dv = (p.mT @ grad).to(v.dtype)
@@ -60,20 +61,18 @@ def double_backward(
     q: Tensor,
     k: Tensor | None,
     v: Tensor,
-    out: Tensor,
-    lse: Tensor,
     scale: float,
     euclidean: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """ddO, dQ2, dK2 (None where K is Q), dV2, in the dtypes of the inputs."""
+    """ddO, dQ2, dK2 (None where K is Q), dV2, in the dtypes of the inputs. Differentiable by autograd, to any order."""
     queries, keys, values = _precise(q, k, v)
-    a, b, c = _precise(a, b, c)
-    grad = grad.to(values.dtype)
+    along_q, along_k, along_v = _precise(a, b, c)
+    cotangent = grad.to(values.dtype)
     scores, slope, inverse = _scores(queries, keys, scale, euclidean)
-    p = torch.exp(scores - LOG_2 * lse.sum(0).unsqueeze(-1))
-    dp, x = grad @ values.mT, grad @ c.mT
-    delta = (grad * out).sum(-1, keepdim=True)
-    y = (queries * a).sum(-1).unsqueeze(-1) + (keys * b).sum(-1).unsqueeze(-2) - queries @ b.mT - a @ keys.mT
+    p, dp, x = torch.softmax(scores, -1), cotangent @ values.mT, cotangent @ along_v.mT
+    delta = (p * dp).sum(-1, keepdim=True)
+    y = (queries * along_q).sum(-1).unsqueeze(-1) + (keys * along_k).sum(-1).unsqueeze(-2)
+    y = y - queries @ along_k.mT - along_q @ keys.mT
     tangent, ds = slope * y, p * (dp - delta)
     g = (p * tangent).sum(-1, keepdim=True)
     r = p * (tangent - g)
@@ -82,10 +81,9 @@ def double_backward(
     e, f = slope * ds, slope * h
     if euclidean:
         f = f - slope * inverse * y * ds
-    dq = _difference(e, a, b) + _difference(f, queries, keys)
-    dk = _difference(e.mT, b, a) + _difference(f.mT, keys, queries)
-    ddo, dv = (r @ values + p @ c).to(grad.dtype), (r.mT @ grad).to(v.dtype)
-    ddo = ddo.to(out.dtype)
+    dq = _difference(e, along_q, along_k) + _difference(f, queries, keys)
+    dk = _difference(e.mT, along_k, along_q) + _difference(f.mT, keys, queries)
+    ddo, dv = (r @ values + p @ along_v).to(grad.dtype), (r.mT @ cotangent).to(v.dtype)
     return (ddo, (dq + dk).to(q.dtype), None, dv) if k is None else (ddo, dq.to(q.dtype), dk.to(k.dtype), dv)
 
 
@@ -98,10 +96,13 @@ def _precise(q: Tensor, k: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor, Te
 def _scores(q: Tensor, k: Tensor, scale: float, euclidean: bool) -> tuple[Tensor, Tensor | float, Tensor | float]:
     """s, 2 f' and 1 / x (0 at x = 0; for the squared distance, which has no use for it, 0)."""
     if not euclidean:
+        q, k = centred(q, k)
         return scale * (2 * q @ k.mT - k.square().sum(-1).unsqueeze(-2)), -2 * scale, 0.0
     squares = (q.unsqueeze(-2) - k.unsqueeze(-3)).square().sum(-1)
-    inverse = torch.where(squares > 0, 1 / squares, 0)
-    return -scale * squares.sqrt(), -scale * inverse.sqrt(), inverse
+    zero = squares == 0
+    squares = torch.where(zero, 1, squares)  # whose derivatives are finite
+    root, inverse = torch.where(zero, 0, squares.sqrt()), torch.where(zero, 0, 1 / squares)
+    return -scale * root, -scale * torch.where(zero, 0, squares.rsqrt()), inverse
 
 
 def _difference(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, broadcast_shapes
 
-from vitgan_kernels import triton_support
+from vitgan_kernels import native_support, triton_support
 from vitgan_kernels.backends import Implementation, Operator, always
 from vitgan_kernels.checks import autocast, check_finite_number, check_tensors, without_autocast
-from vitgan_kernels.l2_attention import reference, tiles, torch_ops
-from vitgan_kernels.l2_attention.origin import centred
+from vitgan_kernels.l2_attention import native, reference, tiles, torch_ops
+from vitgan_kernels.l2_attention.centering import centred
 from vitgan_kernels.l2_attention.reference import Metric
 
 METRICS = ("sqeuclidean", "euclidean")
@@ -20,7 +20,7 @@ def l2_attention(
     k: Tensor | None,
     v: Tensor,
     *,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     metric: Metric = "sqeuclidean",
     backend: str | None = None,
 ) -> Tensor:
@@ -33,7 +33,7 @@ def l2_attention(
         q: (..., N, d) queries, floating point.
         k: (..., M, d) keys, or None, which means q itself: one load, one gradient.
         v: (..., M, e) values. Leading dimensions of q, k and v broadcast.
-        scale: score per distance, of either sign; None means d ** -0.5.
+        scale: score per distance, of either sign, or a tensor of one number; None means d ** -0.5.
         metric: "sqeuclidean", or "euclidean" for softmax_j(-scale * ||q_i - k_j||). The second has no derivative where
             a query is a key; 0 is taken there, as for PyTorch's norms.
         backend: see `use_backend`.
@@ -45,25 +45,29 @@ def l2_attention(
         TypeError: a tensor is not floating point, or the dtypes differ.
         ValueError: shapes or devices do not fit, there is no key, scale is not finite, or metric is not known.
 
-    Derivatives: reference: reverse mode to any order, forward mode. triton: reverse mode to order 2, each order fused;
-    order 3 is an error; forward mode and torch.func run the reference.
+    Derivatives: reverse mode to any order, fused to order 2; order 3 and more come from the closed form of order 2 in
+    plain PyTorch. Forward mode, torch.func, and a scale that is a tensor run the reference, which has any order.
 
     Precision: scores, softmax and sums are float32 for lower dtypes. The scores of "sqeuclidean" come from the expanded
     square, whose rounding grows with the square of the tokens' size: the reference, and the kernels in float32, first
     move the origin among the keys. That helps where the tokens of a sequence lie together; where they lie in groups far
     apart, a score is wrong by about eps * scale * (distance between the groups)^2. In the kernels, tokens of 16 bits
-    stay where they are: shift them towards the origin where they lie far from it, before they are rounded to 16 bits.
-    The kernels round probabilities to the dtype of the inputs before they multiply values; products of float32 follow
-    PyTorch's setting (`torch.set_float32_matmul_precision`). Of "euclidean", the kernels' derivatives lose accuracy
-    where a query nearly is a key, in proportion to |q| / distance; the reference, which subtracts first, does not.
+    may stay where they are: shift them to the origin where they lie far from it, before they are rounded to 16 bits.
+    The kernels may round probabilities to bfloat16 before they multiply values of it; products of float32 on a GPU
+    follow PyTorch's setting (`torch.set_float32_matmul_precision`). Of "euclidean", the Triton kernels' derivatives
+    lose accuracy where a query nearly is a key, in proportion to |q| / distance; the reference and the C++ kernels,
+    which subtract first, do not.
     """
-    args, options = _arguments(q, k, v, scale=scale, metric=metric)
-    with without_autocast(args[0]):
-        return OPERATOR.select(backend, *args, **options).run(*args, **options)
+    (q, k, v), settings = _arguments(q, k, v, scale=scale, metric=metric)
+    with without_autocast(q):
+        kernels = OPERATOR.select(backend, q, k, v, **settings).backend
+        if kernels == "reference":
+            return reference.l2_attention(q, k, v, **settings)
+        return _fused(q, k, v, kernels=kernels, **settings)
 
 
 def _arguments(
-    q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None = None, metric: Metric = "sqeuclidean"
+    q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | Tensor | None = None, metric: Metric = "sqeuclidean"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the implementations take, checked."""
     if k is q:
@@ -71,16 +75,16 @@ def _arguments(
     q, k, v = autocast(q, k, v)  # type: ignore[assignment]
     check_tensors("l2_attention", optional="k", q=q, k=k, v=v)
     _check_shapes(q, q if k is None else k, v)
-    check_settings("l2_attention", scale, metric)
-    return (q, k, v), {"scale": scale, "metric": metric}
+    return (q, k, v), {"scale": check_settings("l2_attention", scale, metric), "metric": metric}
 
 
-def check_settings(op: str, scale: float | None, metric: str) -> None:
-    """Raise ValueError unless scale and metric are legal."""
-    if scale is not None:
-        check_finite_number(op, "scale", scale)
+def check_settings(op: str, scale: float | Tensor | None, metric: str) -> float | Tensor | None:
+    """The scale as a number, a symbol or a tensor of one number; ValueError unless it and the metric are legal."""
     if metric not in METRICS:
         raise ValueError(f"{op}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if scale is None or (isinstance(scale, Tensor) and scale.ndim == 0 and scale.is_floating_point()):
+        return scale
+    return check_finite_number(op, "scale", scale)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -108,51 +112,72 @@ def _misfit(what: str, q: Tensor, k: Tensor, v: Tensor) -> ValueError:
     return ValueError(f"l2_attention: {what}, got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
 
 
-def _fused(q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None, metric: Metric = "sqeuclidean") -> Tensor:
-    """The registered operators, which know exactly two leading dimensions."""
+def _fused(
+    q: Tensor, k: Tensor | None, v: Tensor, *, kernels: str, scale: float | None, metric: Metric = "sqeuclidean"
+) -> Tensor:
+    """The kernels, which know exactly two leading dimensions."""
     leading = _leading(q, q if k is None else k, v)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if q.dtype == torch.float32 and metric == "sqeuclidean":
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = v.dtype
+    if kernels == "cpp" and dtype == torch.float16:
+        q, k, v = q.float(), None if k is None else k.float(), v.float()
+    elif kernels == "triton" and dtype == torch.float32 and metric == "sqeuclidean":
         q, shifted = centred(q, q if k is None else k)
         k = None if k is None else shifted
-    heads, keys, values = (None if x is None else _two_leading(x, leading) for x in (q, k, v))
-    assert heads is not None
-    assert values is not None
-    out = torch_ops.l2_attention(heads, keys, values, scale, metric == "euclidean")
-    return out.reshape(*leading, *out.shape[-2:])
+    keys = None if k is None else _two_leading(k, leading)
+    out = torch_ops.l2_attention(
+        _two_leading(q, leading), keys, _two_leading(v, leading), scale, metric == "euclidean", kernels
+    )
+    return out.to(dtype) if len(leading) == 2 else out.to(dtype).reshape(*leading, *out.shape[-2:])
 
 
 def _two_leading(x: Tensor, leading: torch.Size) -> Tensor:
-    x = x.expand(*leading, *x.shape[-2:])
+    if x.shape[:-2] != leading:
+        x = x.expand(*leading, *x.shape[-2:])
+    if len(leading) == 2:
+        return x
     if len(leading) > 2:
         return x.flatten(0, -4)
     return x.reshape((1,) * (2 - len(leading)) + x.shape)
 
 
-def _can_handle(
-    q: Tensor, k: Tensor | None, v: Tensor, *, interpreted: bool, scale: float | None = None, metric: str = METRICS[0]
+def _on_cpu(q: Tensor, k: Tensor | None, v: Tensor, *, scale: object = None, metric: str = "") -> tuple[bool, str]:
+    why_not = _no_kernels(q, v, scale) or native_support.unable(q, (*native.DTYPES, torch.float16))
+    if why_not is not None:
+        return False, why_not
+    return True, f"{native_support.available()[1]}, reverse mode fused to order 2"
+
+
+def _on_gpu(q: Tensor, k: Tensor | None, v: Tensor, **settings: Any) -> tuple[bool, str]:
+    return _by_triton(q, k, v, interpreted=False, **settings)
+
+
+def _on_interpreter(q: Tensor, k: Tensor | None, v: Tensor, **settings: Any) -> tuple[bool, str]:
+    return _by_triton(q, k, v, interpreted=True, **settings)
+
+
+def _by_triton(
+    q: Tensor, k: Tensor | None, v: Tensor, *, interpreted: bool, scale: object = None, metric: str = ""
 ) -> tuple[bool, str]:
-    why_not = triton_support.unable(q, k, v, interpreted=interpreted)
+    why_not = triton_support.unable(q, k, v, interpreted=interpreted) or _no_kernels(q, v, scale)
     if why_not is not None:
         return False, why_not
     d, e = q.shape[-1], v.shape[-1]
     if d > tiles.WIDEST or e > tiles.WIDEST:
         return False, f"d and e go to {tiles.WIDEST}, and here one is larger"
-    if q.numel() == 0 or v.numel() == 0:
-        return False, "a tensor is empty"
     where = "interpreted on the CPU" if interpreted else "fused"
     if torch.compiler.is_compiling():  # where sizes may be symbols, which a message would fix
-        return True, f"{where}, reverse mode to order 2"
+        return True, f"{where}, reverse mode fused to order 2"
     shape = tiles.Shape(q.shape[-2], v.shape[-2], d, e, q.element_size(), metric == "euclidean")
-    return True, f"{where}, reverse mode to order 2; {tiles.reason(shape)}"
+    return True, f"{where}, reverse mode fused to order 2; {tiles.reason(shape)}"
 
 
-def _on_gpu(*args: Tensor, **kwargs: object) -> tuple[bool, str]:
-    return _can_handle(*args, interpreted=False, **kwargs)  # type: ignore[arg-type]
-
-
-def _on_interpreter(*args: Tensor, **kwargs: object) -> tuple[bool, str]:
-    return _can_handle(*args, interpreted=True, **kwargs)  # type: ignore[arg-type]
+def _no_kernels(q: Tensor, v: Tensor, scale: object) -> str | None:
+    if isinstance(scale, Tensor):
+        return "scale is a tensor, and the kernels have no derivative in it"
+    if q.numel() == 0 or v.numel() == 0:
+        return "a tensor is empty"
+    return None
 
 
 OPERATOR = Operator(
@@ -160,6 +185,7 @@ OPERATOR = Operator(
     _arguments,
     [
         Implementation("triton", _fused, _on_gpu),
+        Implementation("cpp", _fused, _on_cpu),
         Implementation("reference", reference.l2_attention, always),
     ],
 )

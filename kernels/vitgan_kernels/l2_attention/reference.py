@@ -5,13 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitgan_kernels.l2_attention.origin import centred
+from vitgan_kernels.l2_attention.centering import centred
 
 Metric = Literal["sqeuclidean", "euclidean"]  # the names that scipy.spatial.distance gives them
 
 
 def l2_attention(
-    q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | None = None, metric: Metric = "sqeuclidean"
+    q: Tensor, k: Tensor | None, v: Tensor, *, scale: float | Tensor | None = None, metric: Metric = "sqeuclidean"
 ) -> Tensor:
     """softmax_j(-scale * distance(q_i, k_j)) @ v, computed in at least float32 and returned in the dtype of v.
 
@@ -38,6 +38,6 @@ def squared_distances(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _root(x: Tensor) -> Tensor:
-    """sqrt(x), with every derivative 0 where x = 0."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+    """sqrt(x), with every derivative 0 where x = 0, and not-a-number where x is that."""
+    zero = x == 0
+    return torch.where(zero, 0, torch.where(zero, 1, x).sqrt())

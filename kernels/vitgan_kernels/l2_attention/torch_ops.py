@@ -1,94 +1,238 @@
-"""L2 attention as operators registered with PyTorch: a chain in which each is the backward of the one before.
+"""L2 attention as PyTorch knows it: three operators, each the backward of the one before, and any further order.
 
-    vitgan_kernels::l2_attention                    O and the log-sum-exp
+    vitgan_kernels::l2_attention                    O and lse
     vitgan_kernels::l2_attention_backward           the gradients of q, k, v
-    vitgan_kernels::l2_attention_double_backward    the gradients of dO, q, k, v; it has none itself
+    vitgan_kernels::l2_attention_double_backward    the gradients of dO, q, k, v
 
-Tensors are (B, H, N, width); k is None where it is q, and its gradient then an empty tensor. On CUDA devices the Triton
-kernels run; on the CPU the closed forms of `closed_form.py`, or the kernels where Triton's interpreter is on.
+Tensors are (B, H, N, width); k is None where it is q, and its gradient then an empty tensor. `kernels` says who
+computes: "cpp" (native.py), "triton" (launch.py) or "closed_form" (any dtype). `lse` is what the backward passes of the
+same kernels restore the probabilities from. Order 3 and more differentiate the closed form of order 2.
+
+In eager mode the chain is of autograd.Functions, which cost less than registered operators. Those are for what is
+compiled, and for tensors that do not hold their numbers themselves.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
 from vitgan_kernels import triton_support
-from vitgan_kernels.l2_attention import closed_form
+from vitgan_kernels.l2_attention import closed_form, native
 from vitgan_kernels.l2_attention.layout import empty_like, empty_lse
 
 LIBRARY = torch.library.Library("vitgan_kernels", "FRAGMENT")
 INPUTS = "Tensor q, Tensor? k, Tensor v"
-SETTINGS = "float scale, bool euclidean"
+SAVED = f"{INPUTS}, Tensor out, Tensor lse"
+SETTINGS = "float scale, bool euclidean, str kernels"
 LIBRARY.define(f"l2_attention({INPUTS}, {SETTINGS}) -> (Tensor out, Tensor lse)")
+LIBRARY.define(f"l2_attention_backward(Tensor grad, {SAVED}, {SETTINGS}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(
-    f"l2_attention_backward(Tensor grad, {INPUTS}, Tensor out, Tensor lse, {SETTINGS}) -> (Tensor, Tensor, Tensor)"
-)
-LIBRARY.define(
-    f"l2_attention_double_backward(Tensor a, Tensor? b, Tensor c, Tensor grad, {INPUTS}, Tensor out, Tensor lse, "
-    f"{SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"l2_attention_double_backward(Tensor a, Tensor? b, Tensor c, Tensor grad, {SAVED}, {SETTINGS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 OPS = torch.ops.vitgan_kernels
 
 
-def l2_attention(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool) -> Tensor:
-    """The chain's first operator, without its log-sum-exp: (B, H, N, d), (B, H, M, d), (B, H, M, e) -> (B, H, N, e).
-
-    Derivatives: reverse mode to order 2; order 3 is an error.
-    """
-    return OPS.l2_attention.default(q, k, v, scale, euclidean)[0]
-
-
-def _kernels() -> ModuleType:
-    from vitgan_kernels.l2_attention import launch  # here, because Triton is optional and slow to import
-
-    return launch
+def l2_attention(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool, kernels: str) -> Tensor:
+    """(B, H, N, d), (B, H, M, d), (B, H, M, e) -> (B, H, N, e). Derivatives: reverse mode, any order."""
+    if torch.compiler.is_compiling() or not _holds_numbers(q, k, v):
+        return OPS.l2_attention.default(q, k, v, scale, euclidean, kernels)[0]
+    if torch.is_grad_enabled() and (q.requires_grad or v.requires_grad or (k is not None and k.requires_grad)):
+        return Attention.apply(q, k, v, scale, euclidean, kernels)
+    return forward(q, k, v, scale, euclidean, kernels)[0]
 
 
-def _on_cpu(name: str) -> Callable[..., tuple[Tensor, ...]]:
-    def run(*args: Any) -> tuple[Tensor, ...]:
-        first = _checked(args)
-        if triton_support.INTERPRETED and first.dtype in triton_support.DTYPES:
-            return _without_none(getattr(_kernels(), name)(*args))
-        results = _without_none(getattr(closed_form, name)(*args))
-        return tuple(_laid_out(x, like) for x, like in zip(results, FAKES[name](*args), strict=True))
-
-    return run
+def _holds_numbers(*tensors: Tensor | None) -> bool:
+    """Whether all are plain tensors, and nobody watches what is dispatched."""
+    plain = all(x is None or type(x) is Tensor or type(x) is torch.nn.Parameter for x in tensors)
+    return plain and torch._C._len_torch_dispatch_stack() == 0
 
 
-def _on_cuda(name: str) -> Callable[..., tuple[Tensor, ...]]:
-    def run(*args: Any) -> tuple[Tensor, ...]:
-        first = _checked(args)
-        if first.device.index == torch.cuda.current_device():
-            return _without_none(getattr(_kernels(), name)(*args))
-        with torch.cuda.device(first.device):  # Triton launches on the current one
-            return _without_none(getattr(_kernels(), name)(*args))
+def forward(
+    q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool, kernels: str
+) -> tuple[Tensor, Tensor]:
+    """O and lse."""
+    if kernels == "cpp":
+        return native.forward(q, k, v, scale, euclidean)
+    if kernels == "triton":
+        from vitgan_kernels.l2_attention import launch  # here, because Triton is optional and slow to import
 
-    return run
+        with _on_device(q):
+            return launch.forward(q, k, v, scale, euclidean)
+    return closed_form.forward(q, k, v, scale, euclidean)
 
 
-def _checked(args: tuple[Any, ...]) -> Tensor:
-    """The first tensor. Raises where a tangent would be lost, as when a function compiled before meets dual tensors."""
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    euclidean: bool,
+    kernels: str,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """dQ, dK (None where K is Q), dV."""
+    if _transformed(grad):
+        kernels = "closed_form"
+    if kernels == "cpp":
+        return native.backward(grad, q, k, v, lse, scale, euclidean)
+    if kernels == "triton":
+        from vitgan_kernels.l2_attention import launch
+
+        with _on_device(q):
+            return launch.backward(grad, q, k, v, out, lse, scale, euclidean)
+    return closed_form.backward(grad, q, k, v, scale, euclidean)
+
+
+def double_backward(
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    euclidean: bool,
+    kernels: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """ddO, dQ2, dK2 (None where K is Q), dV2."""
+    if _transformed(a, c, grad):
+        kernels = "closed_form"
+    if kernels == "cpp":
+        return native.double_backward(a, b, c, grad, q, k, v, lse, scale, euclidean)
+    if kernels == "triton":
+        from vitgan_kernels.l2_attention import launch
+
+        with _on_device(q):
+            return launch.double_backward(a, b, c, grad, q, k, v, out, lse, scale, euclidean)
+    return closed_form.double_backward(a, b, c, grad, q, k, v, scale, euclidean)
+
+
+def _transformed(*grads: Tensor) -> bool:
+    """Whether a vmap is under way, of torch.func or autograd's own (is_grads_batched)."""
+    batched = any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+    return batched or triton_support.transform() is not None
+
+
+def _on_device(x: Tensor) -> Any:
+    """Triton launches on the current CUDA device."""
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
+# --- In eager mode
+
+
+class Attention(Function):
+    """O. Its backward is an operation of its own, so that it can be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor | None, v: Tensor, *settings: Any) -> Tensor:
+        out, lse = forward(q, k, v, *settings)
+        ctx.settings = settings
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = (grad, *ctx.saved_tensors, *ctx.settings)
+        if triton_support.transform() is None:
+            return *AttentionBackward.apply(*inputs), None, None, None
+        return *backward(*inputs), None, None, None
+
+
+class AttentionBackward(Function):
+    """dQ, dK, dV. O and lse are functions of the inputs, whose gradients are whole: nothing flows through the two."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, ...]:
+        *tensors, ctx.scale, ctx.euclidean, ctx.kernels = inputs
+        ctx.save_for_backward(*tensors)
+        return backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor, b: Tensor | None, c: Tensor) -> tuple[Tensor | None, ...]:
+        grad, q, k, v, out, lse = ctx.saved_tensors
+        settings = (ctx.scale, ctx.euclidean, ctx.kernels)
+        inputs = (a, None if k is None else b, c, grad, q, k, v, out, lse, *settings)
+        run = AttentionDoubleBackward.apply if triton_support.transform() is None else double_backward
+        ddo, dq, dk, dv = run(*inputs)
+        return ddo, dq, dk, dv, None, None, None, None, None
+
+
+class AttentionDoubleBackward(Function):
+    """ddO, dQ2, dK2, dV2."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, ...]:
+        *tensors, ctx.scale, ctx.euclidean, _ = inputs
+        ctx.save_for_backward(*tensors[:7])
+        return double_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *third_order(ctx.saved_tensors, ctx.scale, ctx.euclidean, cotangents), None, None, None, None, None
+
+
+def third_order(
+    inputs: tuple[Tensor | None, ...], scale: float, euclidean: bool, cotangents: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """The gradients of a, b, c, dO, q, k, v, themselves differentiable where a graph is asked for."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [None if x is None else _as_leaf(x) for x in inputs]
+        results = closed_form.double_backward(*leaves, scale, euclidean)  # type: ignore[arg-type]
+        pairs = [(x, y) for x, y in zip(results, cotangents, strict=True) if x is not None and y is not None]
+        given = [x for x in leaves if x is not None]
+        outputs, directions = zip(*pairs, strict=True)
+        grads = iter(torch.autograd.grad(outputs, given, directions, create_graph=create_graph, allow_unused=True))
+    return [None if x is None else next(grads) for x in leaves]
+
+
+def _as_leaf(x: Tensor) -> Tensor:
+    """The same numbers as a tensor of its own, where a gradient ends."""
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
+# --- Registered
+
+
+def _registered_forward(*args: Any) -> tuple[Tensor, ...]:
+    _check_tangents(args)
+    return _as_declared(forward(*args), _fake_forward(*args))
+
+
+def _registered_backward(*args: Any) -> tuple[Tensor, ...]:
+    _check_tangents(args)
+    return _as_declared(backward(*args), _fake_backward(*args))
+
+
+def _registered_double_backward(*args: Any) -> tuple[Tensor, ...]:
+    _check_tangents(args)
+    return _as_declared(double_backward(*args), _fake_double_backward(*args))
+
+
+def _check_tangents(args: tuple[Any, ...]) -> None:
+    """Raise where a tangent would be lost, as when a function compiled before meets dual tensors."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise RuntimeError(
             "l2_attention: the fused kernels have no forward-mode derivative. Differentiate the function that was not "
             "compiled, or compile it with backend='reference'."
         )
-    return tensors[0]
 
 
-def _without_none(results: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    first = results[0]
-    assert first is not None
-    return tuple(first.new_empty(0) if x is None else x for x in results)
-
-
-def _laid_out(x: Tensor, like: Tensor) -> Tensor:
-    return x if x.stride() == like.stride() else like.copy_(x)
+def _as_declared(results: tuple[Tensor | None, ...], declared: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """With an empty tensor for None, and laid out in memory as the compiler was told."""
+    pairs = zip(results, declared, strict=True)
+    return tuple(fake if x is None else x if x.stride() == fake.stride() else fake.copy_(x) for x, fake in pairs)
 
 
 def _fake_forward(q: Tensor, k: Tensor | None, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -96,9 +240,7 @@ def _fake_forward(q: Tensor, k: Tensor | None, v: Tensor, *_: Any) -> tuple[Tens
 
 
 def _fake_backward(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    if k is None:
-        return empty_like(q), q.new_empty(0), empty_like(v)
-    return empty_like(q), empty_like(k), empty_like(v)
+    return empty_like(q), q.new_empty(0) if k is None else empty_like(k), empty_like(v)
 
 
 def _fake_double_backward(
@@ -108,57 +250,49 @@ def _fake_double_backward(
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.scale, ctx.euclidean = inputs
+    q, k, v, *ctx.settings = inputs
     ctx.save_for_backward(q, k, v, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _first_order(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return None, None, None, None, None
+        return (None,) * 6
     q, k, v, out, lse = ctx.saved_tensors
-    dq, dk, dv = OPS.l2_attention_backward.default(grad, q, k, v, out, lse, ctx.scale, ctx.euclidean)
-    return dq, None if k is None else dk, dv, None, None
+    dq, dk, dv = OPS.l2_attention_backward.default(grad, q, k, v, out, lse, *ctx.settings)
+    return dq, None if k is None else dk, dv, None, None, None
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.scale, ctx.euclidean = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale, ctx.euclidean, ctx.kernels = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _double_backward(ctx: Any, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor | None, ...]:
-    # out and lse are functions of q, k and v, and these gradients are the whole ones: nothing flows through the two.
+def _second_order(ctx: Any, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor | None, ...]:
     grad, q, k, v, out, lse = ctx.saved_tensors
+    settings = (ctx.scale, ctx.euclidean, ctx.kernels)
     ddo, dq, dk, dv = OPS.l2_attention_double_backward.default(
-        a, None if k is None else b, c, grad, q, k, v, out, lse, ctx.scale, ctx.euclidean
+        a, None if k is None else b, c, grad, q, k, v, out, lse, *settings
     )
-    return ddo, dq, None if k is None else dk, dv, None, None, None, None
+    return ddo, dq, None if k is None else dk, dv, None, None, None, None, None
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    pass
+def _third_order(ctx: Any, ddo: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors[:7]
+    cotangents = (ddo, dq, None if inputs[5] is None else dk, dv)
+    return *third_order(inputs, ctx.scale, ctx.euclidean, cotangents), None, None, None, None, None
 
 
-def _third_order(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "l2_attention: the fused kernels have derivatives to order 2, and a third was asked for. "
-        "Use backend='reference', which has any order."
-    )
+def _register(
+    name: str, run: Callable[..., Any], fake: Callable[..., Any], save: Callable[..., Any], gradient: Callable[..., Any]
+) -> None:
+    LIBRARY.impl(name, run, "CPU")
+    LIBRARY.impl(name, run, "CUDA")
+    torch.library.register_fake(f"vitgan_kernels::{name}", fake, lib=LIBRARY)
+    torch.library.register_autograd(f"vitgan_kernels::{name}", gradient, setup_context=save, lib=LIBRARY)
 
 
-FAKES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    "forward": _fake_forward,
-    "backward": _fake_backward,
-    "double_backward": _fake_double_backward,
-}
-CHAIN: dict[str, tuple[str, Callable[..., Any], Callable[..., None]]] = {
-    "forward": ("l2_attention", _backward, _save_forward),
-    "backward": ("l2_attention_backward", _double_backward, _save_backward),
-    "double_backward": ("l2_attention_double_backward", _third_order, _save_nothing),
-}
-for _name, (_operator, _gradient, _save) in CHAIN.items():
-    LIBRARY.impl(_operator, _on_cpu(_name), "CPU")
-    LIBRARY.impl(_operator, _on_cuda(_name), "CUDA")
-    torch.library.register_fake(f"vitgan_kernels::{_operator}", FAKES[_name], lib=LIBRARY)
-    torch.library.register_autograd(f"vitgan_kernels::{_operator}", _gradient, setup_context=_save, lib=LIBRARY)
+_register("l2_attention", _registered_forward, _fake_forward, _save_forward, _first_order)
+_register("l2_attention_backward", _registered_backward, _fake_backward, _save, _second_order)
+_register("l2_attention_double_backward", _registered_double_backward, _fake_double_backward, _save, _third_order)
