@@ -63,7 +63,7 @@ def _available() -> tuple[bool, str]:
 
 def unable(tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """Why compiled CPU kernels of these dtypes cannot serve the tensor, or None if they can."""
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         return f"the tensors are on {tensor.device.type}; the kernels run on the CPU"
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

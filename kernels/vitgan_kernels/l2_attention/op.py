@@ -13,6 +13,7 @@ from vitgan_kernels.l2_attention.centering import centred
 from vitgan_kernels.l2_attention.reference import Metric
 
 METRICS = ("sqeuclidean", "euclidean")
+CPU_DTYPES = (*native.DTYPES, torch.float16)  # the last by conversion
 
 
 def l2_attention(
@@ -116,7 +117,6 @@ def _fused(
     q: Tensor, k: Tensor | None, v: Tensor, *, kernels: str, scale: float | None, metric: Metric = "sqeuclidean"
 ) -> Tensor:
     """The kernels, which know exactly two leading dimensions."""
-    leading = _leading(q, q if k is None else k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = v.dtype
     if kernels == "cpp" and dtype == torch.float16:
@@ -124,11 +124,13 @@ def _fused(
     elif kernels == "triton" and dtype == torch.float32 and metric == "sqeuclidean":
         q, shifted = centred(q, q if k is None else k)
         k = None if k is None else shifted
+    leading = _leading(q, q if k is None else k, v)
     keys = None if k is None else _two_leading(k, leading)
     out = torch_ops.l2_attention(
         _two_leading(q, leading), keys, _two_leading(v, leading), scale, metric == "euclidean", kernels
     )
-    return out.to(dtype) if len(leading) == 2 else out.to(dtype).reshape(*leading, *out.shape[-2:])
+    out = out if out.dtype == dtype else out.to(dtype)
+    return out if len(leading) == 2 else out.reshape(*leading, *out.shape[-2:])
 
 
 def _two_leading(x: Tensor, leading: torch.Size) -> Tensor:
@@ -142,7 +144,7 @@ def _two_leading(x: Tensor, leading: torch.Size) -> Tensor:
 
 
 def _on_cpu(q: Tensor, k: Tensor | None, v: Tensor, *, scale: object = None, metric: str = "") -> tuple[bool, str]:
-    why_not = _no_kernels(q, v, scale) or native_support.unable(q, (*native.DTYPES, torch.float16))
+    why_not = native_support.unable(q, CPU_DTYPES) or _no_kernels(q, v, scale)
     if why_not is not None:
         return False, why_not
     return True, f"{native_support.available()[1]}, reverse mode fused to order 2"
@@ -184,8 +186,8 @@ OPERATOR = Operator(
     "l2_attention",
     _arguments,
     [
-        Implementation("triton", _fused, _on_gpu),
         Implementation("cpp", _fused, _on_cpu),
+        Implementation("triton", _fused, _on_gpu),
         Implementation("reference", reference.l2_attention, always),
     ],
 )

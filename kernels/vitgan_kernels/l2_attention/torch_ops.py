@@ -34,6 +34,7 @@ LIBRARY.define(
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 OPS = torch.ops.vitgan_kernels
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def l2_attention(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: bool, kernels: str) -> Tensor:
@@ -45,9 +46,9 @@ def l2_attention(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean
     return forward(q, k, v, scale, euclidean, kernels)[0]
 
 
-def _holds_numbers(*tensors: Tensor | None) -> bool:
+def _holds_numbers(q: Tensor, k: Tensor | None, v: Tensor) -> bool:
     """Whether all are plain tensors, and nobody watches what is dispatched."""
-    plain = all(x is None or type(x) is Tensor or type(x) is torch.nn.Parameter for x in tensors)
+    plain = type(q) in PLAIN and type(v) in PLAIN and (k is None or type(k) in PLAIN)
     return plain and torch._C._len_torch_dispatch_stack() == 0
 
 
@@ -142,10 +143,8 @@ class Attention(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = (grad, *ctx.saved_tensors, *ctx.settings)
-        if triton_support.transform() is None:
-            return *AttentionBackward.apply(*inputs), None, None, None
-        return *backward(*inputs), None, None, None
+        run = AttentionBackward.apply if _records() else backward
+        return *run(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 class AttentionBackward(Function):
@@ -162,7 +161,7 @@ class AttentionBackward(Function):
         grad, q, k, v, out, lse = ctx.saved_tensors
         settings = (ctx.scale, ctx.euclidean, ctx.kernels)
         inputs = (a, None if k is None else b, c, grad, q, k, v, out, lse, *settings)
-        run = AttentionDoubleBackward.apply if triton_support.transform() is None else double_backward
+        run = AttentionDoubleBackward.apply if _records() else double_backward
         ddo, dq, dk, dv = run(*inputs)
         return ddo, dq, dk, dv, None, None, None, None, None
 
@@ -179,6 +178,11 @@ class AttentionDoubleBackward(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         return *third_order(ctx.saved_tensors, ctx.scale, ctx.euclidean, cotangents), None, None, None, None, None
+
+
+def _records() -> bool:
+    """Whether a graph is asked for, of which no transform of torch.func keeps the record itself."""
+    return torch.is_grad_enabled() and triton_support.transform() is None
 
 
 def third_order(
