@@ -4,6 +4,7 @@
 everything imports, and `available` explains, where it was not built.
 """
 
+import functools
 import importlib
 from types import ModuleType
 
@@ -72,10 +73,6 @@ def unable(tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
         return "the call is exported, for where there are no kernels"
     able, why = available()
     return triton_support.transform() if able else why
-
-
-# torch.compile cannot trace the import, whose answer does not change.
-available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def address(tensor: Tensor | None) -> int:
