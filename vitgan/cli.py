@@ -45,8 +45,13 @@ REMEDIES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. Expected failures are one line on standard error."""
-    with lasting_streams():
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        with lasting_streams():
+            return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        if arguments is None:  # a second one, while Python ends, would print a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return 130
 
 
 def _main(arguments: list[str]) -> int:
@@ -62,16 +67,13 @@ def _main(arguments: list[str]) -> int:
         print(f"vitgan: no command {arguments[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     try:
-        status = _command(arguments[0])(arguments[1:])
-    except KeyboardInterrupt:
-        return 130
+        return _command(arguments[0])(arguments[1:])
     except (VitganError, ValueError) as error:
         return _failed(arguments[0], str(error))
     except OSError as error:
         return _failed(arguments[0], _of_the_system(error))
     except (RuntimeError, MemoryError) as error:
         return _failed(arguments[0], _explained(error))
-    return status
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -5,17 +5,18 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.vitgan.helpers import assert_same
 from vitgan.cli import main
+from vitgan.files import to_uint8
 from vitgan.training.checkpoint import list_checkpoints, load_generator
 from vitgan_kernels.backends import BackendError
 
@@ -73,16 +74,17 @@ def test_the_number_of_threads_is_set(here: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_a_folder_of_samples_is_the_same_as_the_grid_s_images_however_it_is_cut(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main(["sample", "run", "--count", "5", "--out", "whole"])
-    monkeypatch.setattr("vitgan.commands.sample.WRITE_BATCH", 2)
-    main(["sample", "run", "--count", "5", "--out", "parts"])
-    names = [path.name for path in sorted(Path("whole").iterdir())]
-    assert len(names) == 5
-    for name in names:
-        assert (Path("whole") / name).read_bytes() == (Path("parts") / name).read_bytes()
+def test_image_i_of_a_seed_is_the_same_picture_in_a_grid_a_folder_and_an_array_of_any_count(run: Path) -> None:
+    for out, count in (("grid.png", "5"), ("array.npz", "33"), ("folder", "34")):
+        assert main(["sample", "run", "--count", count, "--out", out]) == 0
+    whole = to_uint8(load_generator(run).sample(34)).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(np.load("array.npz")["images"], whole[:33])
+    for number, name in enumerate(sorted(Path("folder").iterdir())):
+        assert np.array_equal(np.asarray(Image.open(name)), whole[number])
+    sheet = np.asarray(Image.open("grid.png"))
+    for number in range(5):
+        row, column = (2 + 34 * place for place in divmod(number, 3))
+        assert np.array_equal(sheet[row : row + 32, column : column + 32], whole[number])
 
 
 def test_one_image_is_too_few_to_train_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,25 +167,75 @@ def test_commands_are_found_in_other_threads_too(capsys: pytest.CaptureFixture[s
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
-def test_ctrl_c_during_the_first_imports_is_no_traceback() -> None:
-    code = """if True:
-        import os, signal, sys, time
+def in_a_program(code: str) -> tuple[int, str, str]:
+    """Status, output and errors of a program that imports the command line, and nothing slow, and has Ctrl-C."""
+    start = """if True:
+        import os, signal, sys
+        from types import SimpleNamespace
         from vitgan import cli
 
         assert "torch" not in sys.modules, "until then nothing takes long"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts in the background
+    """
+    result = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=False)
+    return result.returncode, result.stdout, result.stderr
 
+
+def test_ctrl_c_during_the_first_imports_is_no_traceback() -> None:
+    code = """
         def interrupted_where_python_loses_it(name):
             try:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(60)
+                signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
                 raise ImportError(name)
 
         cli.import_module = interrupted_where_python_loses_it
         sys.exit(cli.main(["sample"]))
     """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+    assert in_a_program(code) == (130, "", "")
+
+
+def test_ctrl_c_at_any_line_of_the_command_line_is_no_traceback() -> None:
+    """At its first line, its second, and so on, each in a process of its own."""
+    code = """
+        import rich.console
+        from vitgan.errors import VitganError
+
+        def fail(arguments):
+            raise VitganError("cannot work")
+
+        def interrupt_at(line):
+            lines = 0
+
+            def trace(frame, event, argument):
+                nonlocal lines
+                if frame.f_code.co_filename != cli.__file__ or frame.f_code.co_name == "main":
+                    return None
+                lines += event == "line"
+                if lines == line and event == "line":
+                    signal.raise_signal(signal.SIGINT)
+                return trace
+
+            sys.settrace(trace)
+            status = cli.main(["sample"])
+            sys.settrace(None)
+            os._exit(status if lines >= line else 99)
+
+        cli.import_module = lambda name: SimpleNamespace(main=fail)
+        line, status = 0, 130
+        while status == 130:
+            line += 1
+            child = os.fork()
+            if not child:
+                interrupt_at(line)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(line, status)
+    """
+    status, said, errors = in_a_program(code)
+    assert "Traceback" not in errors
+    lines, last = map(int, said.split())
+    assert (status, last) == (0, 99), f"at line {lines}"
+    assert lines > 20
 
 
 @pytest.mark.parametrize(
@@ -252,7 +304,7 @@ def test_a_signal_saves_and_says_how_to_resume_and_the_rest_is_bit_for_bit_the_s
     assert process.stdout
     wait_for_lines(process, 4)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate()
     assert process.returncode == 130
     assert "go on with: vitgan train --resume parts" in said
     stopped_at = [int(path.name) for path in list_checkpoints(here / "parts")]
@@ -284,10 +336,11 @@ def test_a_run_outlives_its_console(here: Path, place: str) -> None:
 
 def wait_for_lines(process: subprocess.Popen[str], count: int) -> None:
     assert process.stdout
-    deadline = time.monotonic() + 60
-    while count and time.monotonic() < deadline:
-        count -= "images/s" in process.stdout.readline()
-    assert count == 0
+    for line in process.stdout:  # ends when the process does
+        count -= "images/s" in line
+        if not count:
+            return
+    pytest.fail("the run ended before")
 
 
 def size(path: Path) -> tuple[int, int]:

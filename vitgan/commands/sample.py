@@ -1,7 +1,6 @@
 """vitgan sample: grids, folders, arrays and videos of generated images."""
 
 import math
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,11 +15,7 @@ from torch import Tensor
 from vitgan.devices import pick_device
 from vitgan.errors import VitganError
 from vitgan.files import PICTURES, atomic_write, check_picture, grid, save_image, to_uint8, whole_file
-from vitgan.models import ImageGenerator
 from vitgan.training.checkpoint import latest_checkpoint, load_config, load_generator, run_of
-
-WRITE_BATCH = 256
-"""Images held at a time when a folder of them is written."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ def main(arguments: list[str]) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if suffix not in (*PICTURES, *MOVING, ".npz"):
         _prepare_folder(options.out, options.count)
-    batches = _render(generator, w, options.truncation, mean)
+    batches = generator.render_batches(w, truncation=options.truncation, mean=mean)
     if suffix in PICTURES:
         save_image(grid(torch.cat(list(batches)), columns=options.count if options.interpolate else None), options.out)
     elif suffix in MOVING:
@@ -126,10 +121,6 @@ def class_number(model: Path, label: str) -> Tensor:
     if named_by_numbers:
         raise ValueError(f"no class is called {label!r}; there are {', '.join(names)}")
     raise ValueError(f"no class {label!r}; there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
-
-
-def _render(generator: ImageGenerator, w: Tensor, truncation: float, mean: Tensor | None) -> Iterator[Tensor]:
-    return (generator.render(part, truncation=truncation, mean=mean) for part in w.split(WRITE_BATCH))
 
 
 MOVING = (".gif", ".mp4")

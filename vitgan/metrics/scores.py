@@ -109,7 +109,7 @@ class Scorer:
         labels = self.labels(generator.classes)
         w = generator.map_latents(self.samples, seed=another_seed(self.seed), labels=labels)
         mean = generator.mean_w(labels=labels) if truncation != 1 else None
-        images = (to_uint8(generator.render(part, truncation=truncation, mean=mean)) for part in w.split(BATCH))
+        images = map(to_uint8, generator.render_batches(w, truncation=truncation, mean=mean))
         fake = statistics(images, self.network, self.progress("generated images", self.samples))
         return compare(self.real, fake, self.network)
 

@@ -1,6 +1,7 @@
 """What every generator can do: from latents through w to images, by number, by seed, by class."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from vitgan.models.layers import EqualLinear
 
 MEAN_OF = 4096
 """Latents that the mean w is taken of."""
+BATCH = 32
+"""Images that are computed at a time, always: in batches of other sizes a matrix product rounds otherwise."""
 
 
 class MappingNetwork(nn.Module):
@@ -84,7 +87,9 @@ class ImageGenerator(nn.Module):
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"the number of latents must be a whole number of at least 0, got {count}")
         random = torch.Generator().manual_seed(check_seed(seed))
-        return torch.randn(count, self.latent_dim, generator=random).to(next(self.parameters()))
+        # PyTorch draws normal numbers 16 at a time: of a whole number of batches the first are the same for any count.
+        drawn = torch.randn(math.ceil(count / BATCH) * BATCH, self.latent_dim, generator=random)[:count]
+        return drawn.to(next(self.parameters()))
 
     def random_labels(self, count: int, *, seed: int) -> Tensor | None:
         """(count,) classes drawn evenly, the same on every device; None for an unconditional generator."""
@@ -103,7 +108,9 @@ class ImageGenerator(nn.Module):
         Raises:
             ValueError: there are labels and the generator is unconditional, or they are not of its classes.
         """
-        return self.mapping(self.latents(count, seed=seed), self._labels(count, seed, labels))
+        classes = self._labels(count, seed, labels)
+        inputs = [self.latents(count, seed=seed)] + ([] if classes is None else [classes])
+        return torch.cat(list(in_whole_batches(self.mapping, *inputs)))
 
     @torch.no_grad()
     def mean_w(self, *, labels: Tensor | None = None) -> Tensor:
@@ -113,38 +120,40 @@ class ImageGenerator(nn.Module):
         return self.map_latents(MEAN_OF, seed=0, labels=labels).mean(dim=0)
 
     @torch.no_grad()
-    def sample(
-        self,
-        count: int,
-        *,
-        seed: int = 0,
-        truncation: float = 1.0,
-        batch_size: int = 64,
-        labels: Tensor | None = None,
-    ) -> Tensor:
+    def sample(self, count: int, *, seed: int = 0, truncation: float = 1.0, labels: Tensor | None = None) -> Tensor:
         """Sampled images in [-1, 1], (count, channels, image_size, image_size).
+
+        On one machine, image i of a seed is the same bit for bit whatever the count.
 
         Args:
             count: number of images.
             seed: chooses the latents.
             truncation: pulls w towards its mean; 1 leaves it, 0 gives the mean image (StyleGAN's psi).
-            batch_size: images generated at a time.
             labels: as in `map_latents`. With one class for all, the mean is that class's own.
         """
         w = self.map_latents(count, seed=seed, labels=labels)
         mean = (
             self.mean_w(labels=labels if labels is not None and len(labels) == 1 else None) if truncation != 1 else None
         )
-        return self.render(w, truncation=truncation, batch_size=batch_size, mean=mean)
+        return self.render(w, truncation=truncation, mean=mean)
 
-    @torch.no_grad()
-    def render(self, w: Tensor, *, truncation: float = 1.0, batch_size: int = 64, mean: Tensor | None = None) -> Tensor:
+    def render(self, w: Tensor, *, truncation: float = 1.0, mean: Tensor | None = None) -> Tensor:
         """Images in [-1, 1] for mapped latents w (N, latent_dim), truncated as in `sample`, towards `mean`."""
+        return torch.cat(list(self.render_batches(w, truncation=truncation, mean=mean)))
+
+    def render_batches(self, w: Tensor, *, truncation: float = 1.0, mean: Tensor | None = None) -> Iterator[Tensor]:
+        """The images of `render`, at most BATCH at a time."""
         if not math.isfinite(truncation):
             raise ValueError(f"truncation must be a finite number, got {truncation}")
-        if truncation != 1:
-            w = (self.mean_w() if mean is None else mean).lerp(w, truncation)
-        return torch.cat([self.synthesise(part) for part in w.split(batch_size)]).clamp(-1, 1)
+        target = self.mean_w() if mean is None and truncation != 1 else mean
+
+        @torch.no_grad()
+        def images(part: Tensor) -> Tensor:
+            if truncation != 1 and target is not None:
+                part = target.lerp(part, truncation)
+            return self.synthesise(part).clamp(-1, 1)
+
+        return in_whole_batches(images, w)
 
     @torch.no_grad()
     def walk(self, count: int, *, seed: int = 0, stops: int = 4, labels: Tensor | None = None) -> Tensor:
@@ -170,3 +179,13 @@ class ImageGenerator(nn.Module):
                 f"from {int(labels.min())} to {int(labels.max())}"
             )
         return labels.to(self.device).expand(count)
+
+
+def in_whole_batches(function: Callable[..., Tensor], *inputs: Tensor) -> Iterator[Tensor]:
+    """`function` of inputs (N, ...), BATCH rows at a time; zeros fill the last batch up, and their results are dropped.
+
+    So a row's result is the same bit for bit however many others there are.
+    """
+    for parts in zip(*(rows.split(BATCH) for rows in inputs), strict=True):
+        count = len(parts[0])
+        yield function(*(F.pad(part, [0, 0] * (part.ndim - 1) + [0, BATCH - count]) for part in parts))[:count]

@@ -47,7 +47,7 @@ class Replay(Generator):
     def map_latents(self, count: int, **_: object) -> Tensor:
         return torch.arange(count).unsqueeze(1)
 
-    def render(self, w: Tensor, **_: object) -> Tensor:
+    def synthesise(self, w: Tensor) -> Tensor:
         return self.images[w[:, 0]]
 
 

@@ -253,17 +253,39 @@ def test_samples_repeat_by_seed_and_leave_the_random_state_alone() -> None:
     assert (images[1:] - images[0]).abs().amax((1, 2, 3)).min() > 1e-3, "the images of a sample differ"
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_samples_do_not_depend_on_the_batch_size(batch_size: int) -> None:
-    generator = small()
-    torch.testing.assert_close(generator.sample(5, batch_size=batch_size), generator.sample(5))
+class SeesItsBatch(Generator):
+    """A generator whose w and images tell how many are computed at once, and where in the batch: on any machine."""
+
+    def __init__(self) -> None:
+        super().__init__(SMALL, image_size=6, classes=3)
+        self.mapping.register_forward_hook(lambda _, args, w: w + 1e-3 * len(w) + place(w))
+
+    def synthesise(self, w: Tensor) -> Tensor:
+        return super().synthesise(w) + 1e-3 * len(w) + place(w).view(-1, 1, 1, 1)
+
+
+def place(rows: Tensor) -> Tensor:
+    return 1e-5 * torch.arange(len(rows)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("make", [lambda: small(), SeesItsBatch], ids=["plain", "sees its batch"])
+@pytest.mark.parametrize("truncation", [1.0, 0.7])
+def test_an_image_of_a_seed_is_the_same_bit_for_bit_whatever_the_count(make: Any, truncation: float) -> None:
+    generator = make()
+    many = generator.sample(77, seed=3, truncation=truncation)
+    for count in (1, 5, 32, 33):
+        assert torch.equal(generator.sample(count, seed=3, truncation=truncation), many[:count])
+        assert torch.equal(generator.latents(count, seed=3), generator.latents(77, seed=3)[:count])
+        w = generator.map_latents(count, seed=3)
+        parts = list(generator.render_batches(w, truncation=truncation, mean=generator.mean_w()))
+        assert torch.equal(torch.cat(parts), many[:count])
 
 
 def test_samples_are_images_of_the_generator_clipped_to_the_range() -> None:
     generator = small()
     with torch.no_grad():
         generator.head.siren.weights[-1].mul_(5)
-        images = generator(torch.randn(4, 6, generator=torch.Generator().manual_seed(7)))
+        images = generator(generator.latents(4, seed=7))
     assert images.abs().max() > 1
     torch.testing.assert_close(generator.sample(4, seed=7), images.clamp(-1, 1))
 
