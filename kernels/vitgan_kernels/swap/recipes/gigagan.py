@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitgan_kernels.l2_attention import l2_attention
-from vitgan_kernels.swap.module_recipe import ModuleRecipe, parameter_of
+from vitgan_kernels.swap.recipe import ModuleRecipe, parameter_of
 
 
 class GigaGanAttention(ModuleRecipe):

@@ -58,6 +58,8 @@ class TorchSpectralNormGroup(Group):
 class GroupedSpectralNorm(_SpectralNorm):
     """PyTorch's parametrization, which hands out the group's result."""
 
+    _u: Tensor
+    _v: Tensor
     member: "_Parametrized"
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ class _Parametrized(Member):
 
     def operands(self) -> Operands:
         weight = self.listed.original
-        return Operands(weight, cast(Tensor, self.state._v), cast(Tensor, self.state._u), transposed=True)
+        return Operands(weight, self.state._v, self.state._u, transposed=True)
 
     def settings(self, weight: Tensor) -> Settings:
         state = self.state
@@ -111,7 +113,7 @@ class _Hooked(Member):
 
     def operands(self) -> Operands | None:
         weight, u, v = (getattr(self.layer, f"{self.state.name}_{part}", None) for part in ("orig", "u", "v"))
-        return None if weight is None else Operands(weight, u, v)
+        return None if weight is None or u is None or v is None else Operands(weight, u, v)
 
     def settings(self, weight: Tensor) -> Settings:
         state = self.state

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitgan_kernels.modulated_siren import modulated_linear
-from vitgan_kernels.swap.module_recipe import ModuleRecipe, attribute, parameter_of
+from vitgan_kernels.swap.recipe import ModuleRecipe, attribute, parameter_of
 
 DEMODULATE = ("demodulate", "demodulation", "demod")
 STYLE = ("modulation", "affine", "to_style")

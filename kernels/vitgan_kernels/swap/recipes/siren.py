@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitgan_kernels.modulated_siren import modulated_linear, modulated_siren
-from vitgan_kernels.swap.module_recipe import ModuleRecipe, attribute, original_forward, parameter_of
+from vitgan_kernels.swap.recipe import ModuleRecipe, attribute, original_forward, parameter_of
 
 OMEGA = ("omega_0", "omega", "w0")
 
@@ -27,8 +28,11 @@ class SirenStack(ModuleRecipe):
     def inputs(self, module: Any) -> list[tuple[int, ...]]:
         return [(5, _weight_and_bias(module[0])[0].shape[1])]
 
-    def covers(self, module: nn.Module) -> Iterable[nn.Module]:
+    def bypassed(self, module: nn.Module) -> Iterable[nn.Module]:
         return [part for part in module.modules() if part is not module]
+
+    def calm(self, module: Any) -> None:
+        _calm([layer for layer, omega in _layers(module) or [] if omega is not None])
 
     @staticmethod
     def forward(module: Any, x: Tensor) -> Tensor:
@@ -62,8 +66,11 @@ class SirenLayer(ModuleRecipe):
     def inputs(self, module: nn.Module) -> list[tuple[int, ...]]:
         return [(5, _weight_and_bias(module)[0].shape[1])]
 
-    def covers(self, module: nn.Module) -> Iterable[nn.Module]:
+    def bypassed(self, module: nn.Module) -> Iterable[nn.Module]:
         return module.children()
+
+    def calm(self, module: nn.Module) -> None:
+        _calm([module])
 
     @staticmethod
     def forward(module: Any, x: Tensor) -> Tensor:
@@ -94,6 +101,17 @@ def _omega(layer: nn.Module) -> float | None:
         return None
     number = isinstance(omega, int | float) and not isinstance(omega, bool)
     return float(omega) if number and omega != 0 else None
+
+
+def _calm(layers: list[nn.Module]) -> None:
+    """Divide the frequencies so that no layer makes a small difference larger."""
+    norms = [float(torch.linalg.matrix_norm(_weight_and_bias(layer)[0].double(), 2)) for layer in layers]
+    steepest = max([1.0, *(abs(_omega(layer) or 0) * norm for layer, norm in zip(layers, norms, strict=True))])
+    for layer in layers:
+        holder = layer if any(hasattr(layer, name) for name in OMEGA) else getattr(layer, "activation", layer)
+        for name in OMEGA:
+            if hasattr(holder, name):
+                setattr(holder, name, getattr(holder, name) / steepest)
 
 
 def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

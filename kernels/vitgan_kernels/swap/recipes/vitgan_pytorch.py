@@ -1,4 +1,4 @@
-"""ViTGAN-pytorch, the original implementation of ViTGAN, with its mathematics as they are.
+"""ViTGAN-pytorch's modules, with its mathematics as they are.
 
 Its L2 attention attends to the farthest token, and divides after the softmax; its modulated layer reads the pixels of
 a patch in the place of the channels; its spectral norm starts from the same vector in every forward, and is
@@ -8,17 +8,18 @@ differentiated through the iteration. All of that is kept: a trained model needs
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from vitgan_kernels.l2_attention import l2_attention
 from vitgan_kernels.modulated_siren import modulated_linear, modulated_siren
-from vitgan_kernels.swap.module_recipe import ModuleRecipe, attribute, original_forward, parameter_of
+from vitgan_kernels.swap.recipe import ModuleRecipe, attribute, parameter_of
 
 SPECTRAL_EPS = 1e-4
 
 
-class OriginalAttention(ModuleRecipe):
+class VitganPytorchAttention(ModuleRecipe):
     """softmax(+||q_i - k_j||) / sqrt(emb_size) @ v: the distance itself, with a plus sign, and rows that sum to less.
 
     The structure: `qkv` with its features in the order (head, d, qkv), `projection`, `emb_size`, `num_heads`,
@@ -47,19 +48,17 @@ class OriginalAttention(ModuleRecipe):
     def inputs(self, module: Any) -> list[tuple[int, ...]]:
         return [(2, 7, module.emb_size)]
 
-    def covers(self, module: Any) -> Iterable[nn.Module]:
+    def bypassed(self, module: Any) -> Iterable[nn.Module]:
         return [module.att_drop]
 
     @staticmethod
-    def forward(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is not None:
-            return original_forward(module)(x, mask)
+    def forward(module: Any, x: Tensor) -> Tensor:
         q, k, v = rearrange(module.qkv(x), "b n (h d qkv) -> qkv b h n d", h=module.num_heads, qkv=3)
         out = l2_attention(q, k, v, scale=-1.0, metric="euclidean") / module.emb_size**0.5
         return module.projection(rearrange(out, "b h n d -> b n (h d)"))
 
 
-class OriginalModulatedLinear(ModuleRecipe):
+class VitganPytorchModulatedLinear(ModuleRecipe):
     """demod * (scale * weight * style) x, where x (B, P, I) is read as (B, I, P) and the output (B, O, P) as (B, P, O).
 
     The structure: `weight` (1, O, I, 1), `scale`, `style_size`, `in_channels`, `out_channels`, `demodulation`, and
@@ -80,7 +79,7 @@ class OriginalModulatedLinear(ModuleRecipe):
         return _scrambled(_product(module, _unscrambled(input), style, omega=None))
 
 
-class OriginalSineLayer(ModuleRecipe):
+class VitganPytorchSineLayer(ModuleRecipe):
     """sin(omega_0 * linear(x, style)) of such a layer."""
 
     looks_for = "ViTGAN-pytorch's modulated sine layer"
@@ -92,15 +91,18 @@ class OriginalSineLayer(ModuleRecipe):
     def inputs(self, module: Any) -> list[tuple[int, ...]]:
         return [(2, 5, module.linear.in_channels), (2, module.linear.style_size)]
 
-    def covers(self, module: nn.Module) -> Iterable[nn.Module]:
+    def bypassed(self, module: nn.Module) -> Iterable[nn.Module]:
         return [attribute(module, "linear")]
+
+    def calm(self, module: Any) -> None:
+        _calm([module])
 
     @staticmethod
     def forward(module: Any, input: Tensor, style: Tensor) -> Tensor:
         return _scrambled(_product(module.linear, _unscrambled(input), style, omega=module.omega_0))
 
 
-class OriginalSiren(ModuleRecipe):
+class VitganPytorchSiren(ModuleRecipe):
     """A stack of sine layers and a last modulated layer. Coordinates are detached, as they are there.
 
     Between two layers one's reading undoes the other's, so that the pixels are in their place inside the stack.
@@ -127,8 +129,11 @@ class OriginalSiren(ModuleRecipe):
         first = module.net[0].linear
         return [(2, 5, first.in_channels), (2, first.style_size)]
 
-    def covers(self, module: Any) -> Iterable[nn.Module]:
+    def bypassed(self, module: Any) -> Iterable[nn.Module]:
         return [module.net, *module.net, *(_linear(layer) for layer in module.net)]
+
+    def calm(self, module: Any) -> None:
+        _calm([layer for layer in module.net if _is_sine(layer)])
 
     @staticmethod
     def forward(module: Any, coords: Tensor, style: Tensor) -> Tensor:
@@ -144,7 +149,7 @@ class OriginalSiren(ModuleRecipe):
         return _scrambled(out)
 
 
-class OriginalSpectralNorm(ModuleRecipe):
+class VitganPytorchSpectralNorm(ModuleRecipe):
     """Its wrapper of a layer: sigma_init * W / sigma(W), where sigma_init is the sigma of the first forward.
 
     `spectral_norm` does not serve here: the iteration starts from `weight_u` in every forward, and sigma is
@@ -176,7 +181,7 @@ class OriginalSpectralNorm(ModuleRecipe):
             return [(3, layer.in_features)]
         return [(2, layer.in_channels, *(3 * size for size in layer.kernel_size))]
 
-    def covers(self, module: Any) -> Iterable[nn.Module]:
+    def bypassed(self, module: Any) -> Iterable[nn.Module]:
         return [module.module]
 
     @staticmethod
@@ -221,6 +226,14 @@ def _is_modulated(module: object) -> bool:
 def _is_sine(module: object) -> bool:
     omega = getattr(module, "omega_0", None)
     return isinstance(omega, int | float) and _is_modulated(getattr(module, "linear", None))
+
+
+def _calm(layers: list[Any]) -> None:
+    """Divide the frequencies so that no layer makes a small difference larger."""
+    gains = [layer.omega_0 * torch.linalg.matrix_norm(_weight(layer.linear).double(), 2) for layer in layers]
+    steepest = max([1.0, *(abs(float(gain)) for gain in gains)])
+    for layer in layers:
+        layer.omega_0 /= steepest
 
 
 def _linear(layer: Any) -> Any:
