@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -68,11 +69,11 @@ def _main(arguments: list[str]) -> int:
         return 2
     try:
         return _command(arguments[0])(arguments[1:])
-    except (VitganError, ValueError) as error:
+    except VitganError as error:
         return _failed(arguments[0], str(error))
     except OSError as error:
         return _failed(arguments[0], _of_the_system(error))
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # also what nobody expects
         return _failed(arguments[0], _explained(error))
 
 
@@ -106,8 +107,8 @@ def _of_the_system(error: OSError) -> str:
     return f"{place}: {(error.strerror or os.strerror(error.errno)).lower()}: {what_to_do}"
 
 
-def _explained(error: RuntimeError | MemoryError) -> str:
-    """What to tell of an error that this package does not raise itself; one that nobody expects is raised again."""
+def _explained(error: Exception) -> str:
+    """What to tell of an error that this package does not raise itself, after a traceback where nobody expects it."""
     from vitgan_kernels.backends import BackendError  # which imports PyTorch, as what failed has done already
 
     if isinstance(error, BackendError):
@@ -115,7 +116,8 @@ def _explained(error: RuntimeError | MemoryError) -> str:
     if ran_out_of_memory(error):
         first_line = str(error).partition("\n")[0]
         return f"the memory ran out ({first_line}): choose smaller sizes, or another --device"
-    raise error
+    traceback.print_exception(error)
+    return "this is a fault of vitgan, not of what it was given: please report it, with the lines above"
 
 
 def _failed(command: str, message: str) -> int:

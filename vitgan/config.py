@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from vitgan.devices import check_seed, check_threads
-from vitgan.errors import check
+from vitgan.errors import InputError, check
 from vitgan.models import (
     CnnDiscriminatorConfig,
     CnnGeneratorConfig,
@@ -52,6 +52,32 @@ class OptimiserConfig:
 def is_name(data: str) -> bool:
     """Whether that names a data set, also where a folder has the same name."""
     return data in ("shapes", "cifar10") or data.startswith("hf:")
+
+
+SIZES: dict[str, tuple[float, float]] = {
+    "image_size": (1, 4096),
+    "batch_size": (1, 2**20),
+    "images": (1, 10**12),
+    "penalty_every": (1, 10**9),
+    "minibatch_group": (1, 1024),
+    "patch_size": (1, 1024),
+    "latent_dim": (1, 2**16),
+    "dim": (1, 2**16),
+    "depth": (0, 256),
+    "heads": (1, 1024),
+    "mlp_ratio": (1e-3, 64),
+    "mapping_depth": (0, 64),
+    "mapping_lr_multiplier": (1e-6, 1e3),
+    "siren_dim": (1, 2**16),
+    "siren_hidden_layers": (1, 64),
+    "omega": (1e-3, 1e6),
+    "position_frequency": (0, 1e6),
+    "fourier_frequency": (0, 1e6),
+    "attention_scale": (1e-6, 1e6),
+    "width": (1, 2**16),
+    "max_width": (1, 2**16),
+}
+"""Ranges, ends included, of settings of these names in any part: beyond them nothing can be computed with."""
 
 
 @dataclass(frozen=True)
@@ -133,23 +159,23 @@ class Config:
     """Weights & Biases project to log to as well; needs pip install 'vitgan[wandb]'."""
 
     def __post_init__(self) -> None:
-        _check_finite(self)
         check_seed(self.seed)
         every = ("log_every", "sample_every", "evaluate_every", "checkpoint_every")
         for name in ("batch_size", "accumulate", "images", *every, "keep_checkpoints"):
             check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         check("evaluate_samples", self.evaluate_samples, self.evaluate_samples >= 2, "at least 2")
         if self.cuda_graphs and not self.compile:
-            raise ValueError("cuda_graphs replays compiled steps: set compile too, or leave cuda_graphs away")
+            raise InputError("cuda_graphs replays compiled steps: set compile too, or leave cuda_graphs away")
         check_threads(self.threads)
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers must not be negative, got {self.workers}")
+            raise InputError(f"workers must not be negative, got {self.workers}")
         if self.max_minutes is not None and self.max_minutes <= 0:
-            raise ValueError(f"max_minutes must be positive, got {self.max_minutes}")
+            raise InputError(f"max_minutes must be positive, got {self.max_minutes}")
         if self.batch_size % self.accumulate:
-            raise ValueError(
+            raise InputError(
                 f"batch_size must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}"
             )
+        check_numbers(self)
 
 
 def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
@@ -177,7 +203,7 @@ def from_dict(kind: type, values: dict[str, Any], *, default: Any = None) -> Any
         ValueError: a key is unknown (the message names the nearest known one) or a value is out of range.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{kind.__name__} needs a table of settings, got {values!r}")
+        raise InputError(f"{kind.__name__} needs a table of settings, got {values!r}")
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     values = {key.replace("-", "_"): value for key, value in values.items()}
@@ -188,7 +214,7 @@ def from_dict(kind: type, values: dict[str, Any], *, default: Any = None) -> Any
             hint = f"write {inner!r} into a table of its own, {table!r}"
         else:
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
-        raise ValueError(f"unknown key {key!r} in {kind.__name__}: {hint}")
+        raise InputError(f"unknown key {key!r} in {kind.__name__}: {hint}")
     ready = {}
     for name, value in values.items():
         _check_type(f"{kind.__name__}.{name}", value, hints[name])
@@ -206,26 +232,30 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     """Raise ValueError unless the value, as JSON or TOML has it, can stand for one of that type."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise ValueError(f"{name} must be a table of settings, got {value!r}")
+            raise InputError(f"{name} must be a table of settings, got {value!r}")
         return
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{name} must be a list of strings, got {value!r}")
+            raise InputError(f"{name} must be a list of strings, got {value!r}")
         return
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+            raise InputError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
         return
     kinds = tuple(str if kind is Path else kind for kind in get_args(hint) or (hint,))
     fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
     if not fits or (isinstance(value, bool) and bool not in kinds):
         known = " or ".join("a string" if kind is str else kind.__name__ for kind in kinds if kind is not type(None))
-        raise ValueError(f"{name} must be {known}, got {value!r}")
+        raise InputError(f"{name} must be {known}, got {value!r}")
 
 
-def _check_finite(config: Any, prefix: str = "") -> None:
+def check_numbers(config: Any, prefix: str = "") -> None:
+    """InputError that names a setting which is out of its range in SIZES, or not finite."""
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
-            _check_finite(value, f"{prefix}{name}.")
+            check_numbers(value, f"{prefix}{name}.")
+        elif name in SIZES and value is not None:
+            low, high = SIZES[name]
+            check(f"{prefix}{name}", value, low <= value <= high, f"from {low:,} to {high:,}")
         elif isinstance(value, float):
             check(f"{prefix}{name}", value, math.isfinite(value), "a finite number")

@@ -8,7 +8,7 @@ import shutil
 import torch
 from torch import Tensor
 
-from vitgan.errors import TrainingError
+from vitgan.errors import InputError, TrainingError
 
 MOST_THREADS = 1024
 
@@ -39,7 +39,7 @@ def use_threads(count: int | None) -> None:
 def check_threads(count: int | None) -> None:
     """ValueError unless it is a number of threads, or None."""
     if count is not None and not 1 <= count <= MOST_THREADS:
-        raise ValueError(f"threads must be at least 1 and at most {MOST_THREADS}, got {count}")
+        raise InputError(f"threads must be at least 1 and at most {MOST_THREADS}, got {count}")
 
 
 def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def check_seed(seed: int) -> int:
     except TypeError:
         raise TypeError(f"seed must be a whole number, got {seed!r}") from None
     if not SEEDS.start <= number < SEEDS.stop:
-        raise ValueError(f"seed must be from {SEEDS.start} to {SEEDS.stop - 1}, got {seed}")
+        raise InputError(f"seed must be from {SEEDS.start} to {SEEDS.stop - 1}, got {seed}")
     return number
 
 

@@ -5,6 +5,10 @@ class VitganError(RuntimeError):
     """The base of this package's own errors."""
 
 
+class InputError(VitganError, ValueError):
+    """Something that was given does not fit."""
+
+
 class CheckpointError(VitganError):
     """A run or checkpoint cannot be used."""
 
@@ -28,4 +32,4 @@ def first_line(error: BaseException) -> str:
 def check(name: str, value: float, fits: bool, limit: str) -> None:
     """ValueError that names a setting and its limit, unless it fits."""
     if not fits:
-        raise ValueError(f"{name} must be {limit}, got {value}")
+        raise InputError(f"{name} must be {limit}, got {value}")

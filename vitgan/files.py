@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vitgan.errors import InputError
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,7 +41,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_file(path))
     except RecursionError:
-        raise ValueError("lists or tables in each other without an end") from None
+        raise InputError("lists or tables in each other without an end") from None
 
 
 def check_size(path: Path | str, size: int, most: int) -> None:
@@ -105,9 +107,9 @@ def check_picture(path: Path, channels: int) -> None:
     """Raise ValueError unless an image of so many channels can be saved there."""
     suffix = path.suffix.lower()
     if suffix not in PICTURES or path.is_dir():
-        raise ValueError(f"{path} is no name of a picture: give one that ends in {', '.join(PICTURES)}")
+        raise InputError(f"{path} is no name of a picture: give one that ends in {', '.join(PICTURES)}")
     if suffix in (".jpg", ".jpeg") and channels in (2, 4):
-        raise ValueError(f"{path}: a JPEG has no transparency, which these images have: give a .png or .webp")
+        raise InputError(f"{path}: a JPEG has no transparency, which these images have: give a .png or .webp")
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -134,7 +136,7 @@ def save_image(image: Tensor, path: Path) -> None:
 def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
     """Lay images (N, C, H, W) out in rows, as square as possible, with a white gap; (C, H', W')."""
     if len(images) == 0:
-        raise ValueError("a grid needs at least one image")
+        raise InputError("a grid needs at least one image")
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     filled = pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(images)), value=1.0)

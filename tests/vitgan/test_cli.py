@@ -27,6 +27,9 @@ NANO = shlex.split("""
 """)
 
 
+HUGE = shlex.split("--generator.dim 65536 --generator.depth 64 --generator.heads 64")
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -146,7 +149,8 @@ def test_resume_refuses_changes_that_do_not_fit_the_saved_state(
         (["train", "--device", "nonsense"], "--device 'nonsense' names no device: give cpu, cuda, cuda:1, ...\n"),
         (["train", "--image-size", "30"], "multiple of the patch size"),
         (["train", "--device", "meta"], "cannot be used here"),
-        (["train", "--generator.dim", "0"], "positive multiple of heads"),
+        (["train", "--generator.dim", "9"], "positive multiple of heads"),
+        (["train", *HUGE], "the networks need at least "),
         (["sample", "no/such/run"], "does not exist"),
     ],
 )
@@ -260,6 +264,20 @@ def test_what_others_raise_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith(f"vitgan sample: {message}")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("of PyTorch's own"), KeyError("x"), RuntimeError("of PyTorch's own")])
+def test_what_nobody_expects_shows_where_it_comes_from(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("vitgan.commands.sample.main", fail)
+    assert main(["sample"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith("please report it, with the lines above\n")
 
 
 def test_unknown_flags_and_commands_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitgan.config import check_numbers
 from vitgan.data import ImageDataset, open_dataset
 from vitgan.data.decode import ImageFiles
 from vitgan.data.sources import Archive, Folder, SingleFile, is_image
 from vitgan.devices import check_seed, pick_device, use_threads
+from vitgan.errors import InputError
 from vitgan.files import atomic_write, from_uint8, save_image
 from vitgan.models import DiscriminatorConfig
 from vitgan.training.classifier import Classifier, confusion, fit, split
@@ -81,8 +83,9 @@ class Train:
         )
         for name, value, fits, limit in limits:
             if not fits:
-                raise ValueError(f"--{name} must be {limit}, got {value}")
+                raise InputError(f"--{name} must be {limit}, got {value}")
         check_seed(self.seed)
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,9 @@ def train(options: Train) -> int:
     classifier.to(device)
     training, testing = split(dataset, options.test_share, options.seed)
     if not len(training):
-        raise ValueError(f"{options.data}: no images are left to train on beside {len(testing)} to test on")
+        raise InputError(f"{options.data}: no images are left to train on beside {len(testing)} to test on")
     if options.out.is_dir() and any(options.out.iterdir()):
-        raise ValueError(f"--out {options.out} is not empty: choose another")
+        raise InputError(f"--out {options.out} is not empty: choose another")
     options.out.mkdir(parents=True, exist_ok=True)  # now: nothing that is trained should have no place to go
     with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"), transient=True) as bar:
         task = bar.add_task("training", total=options.steps, loss=float("nan"))
@@ -206,7 +209,7 @@ def attention_picture(image: Tensor, attention: Tensor) -> Tensor:
 
 def _with_classes(dataset: ImageDataset, name: str) -> ImageDataset:
     if dataset.labels is None:
-        raise ValueError(f"{name} has no classes: put the images of each class into a folder of its own")
+        raise InputError(f"{name} has no classes: put the images of each class into a folder of its own")
     if dataset.class_names is None:
         dataset.class_names = [str(number) for number in range(int(dataset.labels.max()) + 1)]
     return dataset
@@ -215,7 +218,7 @@ def _with_classes(dataset: ImageDataset, name: str) -> ImageDataset:
 def _check_apart(attention: Path, images: Path) -> None:
     """Pictures among the images would be classified as images the next time."""
     if images.is_dir() and attention.resolve().is_relative_to(images.resolve()):
-        raise ValueError(f"--attention {attention} lies in the folder of the images: choose another")
+        raise InputError(f"--attention {attention} lies in the folder of the images: choose another")
 
 
 def _files(path: Path, shape: tuple[int, int, int]) -> ImageFiles:
@@ -225,7 +228,7 @@ def _files(path: Path, shape: tuple[int, int, int]) -> ImageFiles:
     elif path.is_dir():
         archive = Folder(path)
     else:
-        raise ValueError(f"{path} is neither an image nor a folder of images")
+        raise InputError(f"{path} is neither an image nor a folder of images")
     return ImageFiles(archive, shape[1], shape[0], name=str(path))
 
 

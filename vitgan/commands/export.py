@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from vitgan.config import Config, to_dict
-from vitgan.errors import VitganError
+from vitgan.errors import InputError, VitganError
 from vitgan.files import atomic_write, whole_file
 from vitgan.training.checkpoint import GENERATOR, images_seen, latest_checkpoint, load_config, load_generator, run_of
 from vitgan_kernels import use_backend
@@ -126,7 +126,7 @@ def check_folder(folder: Path) -> None:
     there = [name for name in WRITTEN if (folder / name).exists()]
     card = folder / "README.md"
     if there and not (card.is_file() and card.read_text(errors="replace").startswith(OURS)):
-        raise ValueError(f"{folder} has a {there[0]} that is no export's and would be replaced: choose another folder")
+        raise InputError(f"{folder} has a {there[0]} that is no export's and would be replaced: choose another folder")
 
 
 def _card(config: Config, images: int) -> str:

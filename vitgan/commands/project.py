@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vitgan.data import DataError
 from vitgan.data.decode import decode_image
 from vitgan.devices import check_seed, pick_device
+from vitgan.errors import InputError
 from vitgan.files import check_picture, from_uint8, grid, save_image
 from vitgan.models import ImageGenerator
 from vitgan.training.checkpoint import load_generator
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Project, args=arguments, prog="vitgan project")
     check_seed(options.seed)
     if options.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {options.steps}")
+        raise InputError(f"--steps must be at least 1, got {options.steps}")
     generator = load_generator(options.model, device=pick_device(options.device))
     check_picture(options.out, generator.channels)
     content = options.image.read_bytes()

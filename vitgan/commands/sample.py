@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitgan.devices import pick_device
-from vitgan.errors import VitganError
+from vitgan.errors import InputError, VitganError
 from vitgan.files import PICTURES, atomic_write, check_picture, grid, save_image, to_uint8, whole_file
 from vitgan.training.checkpoint import latest_checkpoint, load_config, load_generator, run_of
 
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     """A grid, a folder, an array of images, or an interpolation."""
     options = tyro.cli(Sample, args=arguments, prog="vitgan sample")
     if options.count < 1:
-        raise ValueError(f"--count must be at least 1, got {options.count}")
+        raise InputError(f"--count must be at least 1, got {options.count}")
     suffix = options.out.suffix.lower()
     _check_ending(options.out, suffix)
     if suffix in MOVING:
@@ -84,9 +84,9 @@ def _check_ending(out: Path, suffix: str) -> None:
     known = (*PICTURES, ".npz", *MOVING)
     if suffix in known:
         if out.is_dir():
-            raise ValueError(f"--out {out} is a folder, and a file is written under that name: choose another")
+            raise InputError(f"--out {out} is a folder, and a file is written under that name: choose another")
     elif suffix[1:2].isalpha() and not out.is_dir():  # v1.5 has no ending
-        raise ValueError(
+        raise InputError(
             f"--out {out} ends in {suffix}, which is not written here: give one of {', '.join(known)}, "
             f"or a path without an ending for a folder of images"
         )
@@ -102,7 +102,7 @@ def _prepare_folder(out: Path, count: int) -> None:
     visible = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     others = visible - {_file_name(number) for number in range(count)}
     if others:
-        raise ValueError(
+        raise InputError(
             f"--out {out} holds other files ({min(others)} and so on), which would lie among the new images: choose "
             "another folder, or empty it"
         )
@@ -112,15 +112,15 @@ def class_number(model: Path, label: str) -> Tensor:
     """The class of that name, or number where no name is one, (1,). ValueError names those there are."""
     names = load_config(run_of(latest_checkpoint(model.resolve()))).class_names
     if not names:
-        raise ValueError(f"{model} is not conditional: leave out --label")
+        raise InputError(f"{model} is not conditional: leave out --label")
     if label in names:
         return torch.tensor([names.index(label)])
     named_by_numbers = any(name.isdecimal() for name in names)
     if not named_by_numbers and label.isdecimal() and int(label) < len(names):
         return torch.tensor([int(label)])
     if named_by_numbers:
-        raise ValueError(f"no class is called {label!r}; there are {', '.join(names)}")
-    raise ValueError(f"no class {label!r}; there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
+        raise InputError(f"no class is called {label!r}; there are {', '.join(names)}")
+    raise InputError(f"no class {label!r}; there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
 
 
 MOVING = (".gif", ".mp4")
@@ -133,7 +133,7 @@ SIDE = 256
 def check_fps(fps: int, suffix: str) -> None:
     """Raise ValueError where the format does not show so many images a second."""
     if not 1 <= fps <= FASTEST[suffix]:
-        raise ValueError(f"a {suffix} shows from 1 to {FASTEST[suffix]} images a second, got fps {fps}")
+        raise InputError(f"a {suffix} shows from 1 to {FASTEST[suffix]} images a second, got fps {fps}")
 
 
 def save_video(images: Tensor, path: Path, *, fps: int) -> None:

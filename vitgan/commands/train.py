@@ -14,7 +14,7 @@ import tyro
 from vitgan.config import Config, differences, from_dict, is_name
 from vitgan.data import ImageDataset, open_dataset
 from vitgan.devices import pick_device, use_threads
-from vitgan.errors import TrainingError
+from vitgan.errors import InputError, TrainingError
 from vitgan.presets import PRESETS
 from vitgan.training.checkpoint import CONFIG, load_config
 from vitgan.training.distributed import torchrun_ranks
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         with ranks.first_goes_ahead():  # the others find what it decoded in the cache
             dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
         if len(dataset) < 2:
-            raise ValueError(f"{config.data} has one image: training needs at least two")
+            raise InputError(f"{config.data} has one image: training needs at least two")
         settings = with_data(settings, dataset)
         config = settings.config
         if config.wandb:
@@ -86,7 +86,7 @@ def read_settings(arguments: list[str]) -> Settings:
     auto = chosen.resume == Path(AUTO)
     if chosen.resume and not auto:
         if chosen.preset or chosen.config:
-            raise ValueError(
+            raise InputError(
                 "a run is resumed with its own configuration: leave out --preset and --config, or --resume for "
                 "a new run"
             )
@@ -140,14 +140,14 @@ def with_classes(config: Config, dataset: ImageDataset) -> Config:
     if not config.conditional:
         return config
     if dataset.labels is None:
-        raise ValueError(
+        raise InputError(
             f"--conditional needs classes, and {config.data} has none: put each class into a folder of its own, or "
             f"add a dataset.json with their numbers"
         )
     count = int(dataset.labels.max()) + 1
     names = tuple(dataset.class_names or map(str, range(count)))
     if config.class_names not in ((), names):
-        raise ValueError(
+        raise InputError(
             f"the data has the classes {', '.join(names)}, but the run was trained on {', '.join(config.class_names)}: "
             f"bring its data back, or start a new run"
         )
@@ -159,7 +159,7 @@ def _preset(name: str) -> Config:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no preset {name!r}: {hint}There are {', '.join(PRESETS)}")
+        raise InputError(f"no preset {name!r}: {hint}There are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -168,18 +168,18 @@ def _from_file(path: Path | None, preset: str | None) -> Config:
     if path is None:
         return _preset(preset or "tiny")
     if path.suffix not in (".toml", ".json"):
-        raise ValueError(f"--config {path}: settings come from a .toml or a .json file")
+        raise InputError(f"--config {path}: settings come from a .toml or a .json file")
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         named = values.get("preset") if isinstance(values, dict) else None
         if preset is not None and named not in (None, preset):
-            raise ValueError(
+            raise InputError(
                 f"it is made for the preset {named!r}, and --preset says {preset!r}: leave one of them out"
             )
         config: Config = from_dict(Config, values, default=_preset(preset or named or "tiny"))
     except (UnicodeDecodeError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     return config
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vitgan.devices import copy_to
+from vitgan.errors import InputError
 
 IN_MEMORY_LIMIT = 4 * 2**30
 """Bytes of decoded images that are kept in memory; larger data sets are decoded batch by batch."""
@@ -13,7 +14,7 @@ IN_MEMORY_LIMIT = 4 * 2**30
 Indices = Sequence[int] | Tensor
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """The images cannot be used as they are. The message says which, why, and what to do."""
 
 
@@ -116,9 +117,9 @@ def check_indices(indices: Indices, length: int) -> Tensor:
 def check_format(image_size: int, channels: int) -> None:
     """ValueError unless images can be made in this size and with these channels."""
     if channels not in (1, 2, 3, 4):
-        raise ValueError(f"channels must be 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), got {channels}")
+        raise InputError(f"channels must be 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), got {channels}")
     if image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
+        raise InputError(f"image_size must be at least 1, got {image_size}")
 
 
 SHARE = 0.25

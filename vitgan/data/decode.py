@@ -29,6 +29,7 @@ from vitgan.data.base import (
 )
 from vitgan.data.sources import Archive, Labels
 from vitgan.data.stream import core_count, map_in_workers
+from vitgan.errors import InputError
 from vitgan.files import atomic_write
 from vitgan.progress import progress_line
 
@@ -57,21 +58,21 @@ def decode_image(data: bytes, image_size: int, channels: int) -> NDArray[np.uint
     at. Any exception of the decoder's may come out of broken data.
     """
     if not data:
-        raise ValueError("the file is empty")
+        raise InputError("the file is empty")
     try:
         with warnings.catch_warnings(action="ignore"):  # of large images, and of metadata
             image = Image.open(io.BytesIO(_pixels_of_png(data) if data.startswith(PNG) else data))
     except UnidentifiedImageError:
-        raise ValueError("not an image, or of a format that Pillow cannot read") from None
+        raise InputError("not an image, or of a format that Pillow cannot read") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down first") from None
+        raise InputError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down first") from None
     with image, _turn(image.width * image.height), warnings.catch_warnings(action="ignore"):
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time. Twice the wanted
         # size is enough for the resampling that follows.
         image.draft(None, (2 * image_size, 2 * image_size))
         if image.format == "PNG" and data[24] != 8 and image.mode in ("L", "RGB") and "transparency" in image.info:
             if image.mode == "RGB":
-                raise ValueError("a transparent colour of 16 bits: convert the file to 8 bits, or give it alpha")
+                raise InputError("a transparent colour of 16 bits: convert the file to 8 bits, or give it alpha")
             image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales the pixels alone
         image.load()
         try:
@@ -132,7 +133,7 @@ def fit_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Grey of more bits scaled to eight; Pillow's own conversion would clip it at 255."""
     if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers: convert the file to 8 or 16 bits")
+        raise InputError("pixels are floating-point numbers: convert the file to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     tags = getattr(image, "tag_v2", {})
@@ -140,7 +141,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     most = 2 ** min(bits, 16) - 1
     wide = np.asarray(image).astype(np.int64)
     if wide.min() < 0 or wide.max() > most:
-        raise ValueError(f"pixels are numbers of {bits} bits: convert the file to 8 or 16 bits")
+        raise InputError(f"pixels are numbers of {bits} bits: convert the file to 8 or 16 bits")
     eight = ((wide * 255 + most // 2) // most).astype(np.uint8)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
         eight = 255 - eight

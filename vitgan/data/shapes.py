@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitgan.data.base import IN_MEMORY_LIMIT, ImageDataset, Indices, check_format, check_indices
+from vitgan.errors import InputError
 
 SHAPE_NAMES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -45,10 +46,10 @@ class Shapes(ImageDataset):
 
     def __init__(self, image_size: int = 32, channels: int = 3, size: int = 20_000, seed: int = 0) -> None:
         if image_size < 8:
-            raise ValueError(f"image_size must be at least 8 for the shapes to differ, got {image_size}")
+            raise InputError(f"image_size must be at least 8 for the shapes to differ, got {image_size}")
         check_format(image_size, channels)
         if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+            raise InputError(f"size must be at least 1, got {size}")
         self.name = "shapes"
         self.image_size = image_size
         self.channels = channels
@@ -130,7 +131,7 @@ def coverage(shape: str, pose: Tensor, image_size: int) -> Tensor:
             torch.maximum(x - wide, y - long),
         )
     else:
-        raise ValueError(f"unknown shape {shape!r}; there are {', '.join(SHAPE_NAMES)}")
+        raise InputError(f"unknown shape {shape!r}; there are {', '.join(SHAPE_NAMES)}")
     return distance.mul_(-image_size).add_(0.5).clamp_(0, 1)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitgan.data.base import DataError
+from vitgan.errors import InputError
 from vitgan.files import check_size, read_file, regular
 
 FORMATS = "png apng jpg jpeg jpe jfif webp avif bmp dib gif tif tiff jp2 j2k ppm pgm pbm pnm tga"
@@ -229,7 +230,7 @@ def _read_list(archive: Folder | Zip, label_file: str) -> dict[str, int] | None:
 
 def _index(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"a class index must be a whole number from 0, not {value!r}")
+        raise InputError(f"a class index must be a whole number from 0, not {value!r}")
     return value
 
 

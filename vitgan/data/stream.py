@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitgan.data.base import DataError, DeviceDataset, ImageDataset
-from vitgan.errors import first_line
+from vitgan.errors import InputError, first_line
 from vitgan.process import STOP_SIGNALS
 
 
@@ -51,18 +51,18 @@ class BatchStream(Iterator[Tensor]):
         workers: int | None = None,
     ) -> None:
         if len(dataset) == 0:
-            raise ValueError(f"{dataset.name}: a stream needs at least one image")
+            raise InputError(f"{dataset.name}: a stream needs at least one image")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if start < 0:
-            raise ValueError(f"start must be at least 0, got {start}")
+            raise InputError(f"start must be at least 0, got {start}")
         if isinstance(dataset, DeviceDataset):
             workers = 0  # a process that is forked has no access to the device
         if workers is None:
             workers = 0 if dataset.in_memory else max(1, min(8, core_count() - 1))
         self.position = start
         if not 0 <= part[0] < part[1] or batch_size % part[1]:
-            raise ValueError(f"a batch of {batch_size} cannot be shared out as part {part[0]} of {part[1]}")
+            raise InputError(f"a batch of {batch_size} cannot be shared out as part {part[0]} of {part[1]}")
         self.labels: Tensor | None = None
         self._classes = dataset.labels
         # Made anew beside the batches, which workers may hold ahead of what has been given out.

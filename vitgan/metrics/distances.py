@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vitgan.errors import InputError
+
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: int = 0) -> float:
     """Sliced 2-Wasserstein distance between two sets of images, in units of their pixels.
@@ -19,7 +21,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 256, seed: in
         ValueError: the shapes differ, are not (N, C, H, W), or N is 0.
     """
     if a.shape != b.shape or a.ndim != 4 or len(a) == 0:
-        raise ValueError(
+        raise InputError(
             f"two equally large sets of images (N, C, H, W) are needed, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     pixels = a[0].numel()
@@ -41,7 +43,7 @@ def mean_pairwise_distance(images: Tensor, *, pairs: int = 10_000, seed: int = 0
         ValueError: there are fewer than two images.
     """
     if images.ndim != 4 or len(images) < 2:
-        raise ValueError(f"at least two images (N, C, H, W) are needed, got {tuple(images.shape)}")
+        raise InputError(f"at least two images (N, C, H, W) are needed, got {tuple(images.shape)}")
     random = torch.Generator().manual_seed(seed)
     first = torch.randint(len(images), (pairs,), generator=random)
     second = (first + torch.randint(1, len(images), (pairs,), generator=random)) % len(images)
@@ -54,7 +56,7 @@ def mean_pairwise_distance(images: Tensor, *, pairs: int = 10_000, seed: int = 0
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), with N - 1, of features (N, D); N at least 2."""
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"at least two rows of features (N, D) are needed, got {tuple(features.shape)}")
+        raise InputError(f"at least two rows of features (N, D) are needed, got {tuple(features.shape)}")
     features = features.double()
     return features.mean(dim=0), torch.cov(features.T)
 
@@ -83,7 +85,7 @@ def kernel_distance(
     size = min(subset_size, len(a), len(b))
     is_whole = size == len(a) == len(b)
     if size < 2:
-        raise ValueError(f"at least two rows of features in each set are needed, got {len(a)} and {len(b)}")
+        raise InputError(f"at least two rows of features in each set are needed, got {len(a)} and {len(b)}")
     random = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(1 if is_whole else subsets):
@@ -102,7 +104,7 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
     logits (N, classes), shuffled and cut into `splits` parts.
     """
     if len(logits) < splits:
-        raise ValueError(f"{splits} splits need at least as many images, got {len(logits)}")
+        raise InputError(f"{splits} splits need at least as many images, got {len(logits)}")
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     scores = []
     for part in logits[order].double().tensor_split(splits):
@@ -120,7 +122,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = 3) -> tupl
     the manifold of the real ones is a union of balls); recall: the same with the parts exchanged.
     """
     if min(len(real), len(fake)) <= neighbours:
-        raise ValueError(f"more than {neighbours} images of each kind are needed, got {len(real)} and {len(fake)}")
+        raise InputError(f"more than {neighbours} images of each kind are needed, got {len(real)} and {len(fake)}")
     return _share_inside(fake, real, neighbours), _share_inside(real, fake, neighbours)
 
 

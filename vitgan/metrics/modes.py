@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitgan.data.shapes import BACKGROUND, COLOURS, RADIUS, SHAPE_NAMES, SHIFT, Shapes
+from vitgan.errors import InputError
 
 # Limits. At 32x32 they let pass every fresh render, with noise of 0.1 or a blur of 1 pixel too; of renders blurred
 # by 1.5, 2 and 3 pixels they let pass 90, 32 and 0 %, of averages of two modes 0.3 %, of noise and blanks none.
@@ -74,14 +75,14 @@ def match_modes(samples: Tensor, shapes: Shapes) -> Tensor:
     """The mode of each sample: int64 (N,), the index in `shapes.modes`, or -1 where it looks like none."""
     size = shapes.image_size
     if shapes.channels != 3:
-        raise ValueError(f"modes are told apart by colour: shapes must have 3 channels, not {shapes.channels}")
+        raise InputError(f"modes are told apart by colour: shapes must have 3 channels, not {shapes.channels}")
     if samples.ndim != 4 or samples.shape[1:] != (3, size, size) or not samples.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"samples must be floating-point (N, 3, {size}, {size}) in [-1, 1], "
             f"got {samples.dtype} {tuple(samples.shape)}"
         )
     if len(samples) == 0:
-        raise ValueError("samples must hold at least one image")
+        raise InputError("samples must hold at least one image")
     bank = _bank(size)
     look = _look_at(samples.float().cpu())
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from vitgan.data import ImageDataset, Shapes, user_cache
 from vitgan.data.base import labels_for
 from vitgan.devices import another_seed
+from vitgan.errors import InputError
 from vitgan.files import atomic_write, from_uint8, to_uint8
 from vitgan.metrics.distances import (
     frechet_distance,
@@ -88,10 +89,10 @@ class Scorer:
         progress: Callable[[str, int], Callable[[int], None]] | None = None,
     ) -> None:
         if dataset.channels != 3:
-            raise ValueError(f"feature networks take RGB images, and {dataset.name} has {dataset.channels} channels")
+            raise InputError(f"feature networks take RGB images, and {dataset.name} has {dataset.channels} channels")
         self.samples = min(samples, len(dataset))
         if self.samples < FEWEST:
-            raise ValueError(f"scores need at least {FEWEST} images, got {self.samples}")
+            raise InputError(f"scores need at least {FEWEST} images, got {self.samples}")
         self.dataset = dataset
         self.network = network
         self.seed = seed

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitgan.devices import check_seed
+from vitgan.errors import InputError
 from vitgan.models.layers import EqualLinear
 
 MEAN_OF = 4096
@@ -27,7 +28,7 @@ class MappingNetwork(nn.Module):
     def __init__(self, dim: int, depth: int, lr_multiplier: float, *, classes: int = 0) -> None:
         super().__init__()
         if classes and not depth:
-            raise ValueError("a conditional generator needs a mapping network: a mapping_depth of at least 1")
+            raise InputError("a conditional generator needs a mapping network: a mapping_depth of at least 1")
         self.classes = classes
         self.embedding = nn.Embedding(classes, dim) if classes else None
         widths = [2 * dim if classes else dim] + [dim] * depth
@@ -37,7 +38,7 @@ class MappingNetwork(nn.Module):
         w = F.rms_norm(z, z.shape[-1:], eps=1e-8)
         if self.embedding is not None:
             if labels is None:
-                raise ValueError(f"this generator is conditional: give labels (B,), numbers below {self.classes}")
+                raise InputError(f"this generator is conditional: give labels (B,), numbers below {self.classes}")
             embedded = self.embedding(labels)
             w = torch.cat([w, F.rms_norm(embedded, embedded.shape[-1:], eps=1e-8)], dim=1)
         for layer in self.layers:
@@ -72,7 +73,7 @@ class ImageGenerator(nn.Module):
         Raises ValueError where z has another shape.
         """
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"z must be (B, {self.latent_dim}), got {tuple(z.shape)}")
+            raise InputError(f"z must be (B, {self.latent_dim}), got {tuple(z.shape)}")
         return self.synthesise(self.mapping(z, labels))
 
     def synthesise(self, w: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class ImageGenerator(nn.Module):
         Raises ValueError where count is not a whole number of at least 0.
         """
         if not isinstance(count, int) or count < 0:
-            raise ValueError(f"the number of latents must be a whole number of at least 0, got {count}")
+            raise InputError(f"the number of latents must be a whole number of at least 0, got {count}")
         random = torch.Generator().manual_seed(check_seed(seed))
         # PyTorch draws normal numbers 16 at a time: of a whole number of batches the first are the same for any count.
         drawn = torch.randn(math.ceil(count / BATCH) * BATCH, self.latent_dim, generator=random)[:count]
@@ -144,7 +145,7 @@ class ImageGenerator(nn.Module):
     def render_batches(self, w: Tensor, *, truncation: float = 1.0, mean: Tensor | None = None) -> Iterator[Tensor]:
         """The images of `render`, at most BATCH at a time."""
         if not math.isfinite(truncation):
-            raise ValueError(f"truncation must be a finite number, got {truncation}")
+            raise InputError(f"truncation must be a finite number, got {truncation}")
         target = self.mean_w() if mean is None and truncation != 1 else mean
 
         @torch.no_grad()
@@ -172,9 +173,9 @@ class ImageGenerator(nn.Module):
         if labels is None:
             return self.random_labels(count, seed=seed)
         if not self.classes:
-            raise ValueError("this generator is unconditional, it takes no labels")
+            raise InputError("this generator is unconditional, it takes no labels")
         if labels.shape not in ((count,), (1,)) or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-            raise ValueError(
+            raise InputError(
                 f"labels must be ({count},) or (1,) numbers from 0 to {self.classes - 1}, got {tuple(labels.shape)} "
                 f"from {int(labels.min())} to {int(labels.max())}"
             )

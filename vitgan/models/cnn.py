@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitgan.errors import InputError
 from vitgan.models.base import ImageGenerator, MappingNetwork
 from vitgan.models.layers import ClassLogits, EqualConv2d, EqualLinear, check_images, octaves
 from vitgan_kernels import SpectralNormGroup
@@ -41,7 +42,7 @@ class CnnDiscriminatorConfig:
 def widths(config: CnnGeneratorConfig | CnnDiscriminatorConfig, image_size: int) -> list[int]:
     """Features at each side: image_size, image_size / 2, ..., 4."""
     if min(config.width, config.max_width) < 1:
-        raise ValueError(f"width and max_width must be at least 1, got {config}")
+        raise InputError(f"width and max_width must be at least 1, got {config}")
     return [min(config.width * 2**level, config.max_width) for level in range(octaves(image_size) + 1)]
 
 
@@ -62,7 +63,7 @@ class CnnGenerator(ImageGenerator):
         self, config: CnnGeneratorConfig, *, image_size: int = 32, channels: int = 3, classes: int = 0
     ) -> None:
         if config.latent_dim < 1 or config.mapping_depth < 0:
-            raise ValueError(f"the generator's sizes must be positive (mapping_depth may be 0), got {config}")
+            raise InputError(f"the generator's sizes must be positive (mapping_depth may be 0), got {config}")
         mapping = MappingNetwork(config.latent_dim, config.mapping_depth, config.mapping_lr_multiplier, classes=classes)
         super().__init__(mapping, latent_dim=config.latent_dim, image_size=image_size, channels=channels)
         self.config = config

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitgan.errors import InputError
 from vitgan.models.layers import (
     MLP,
     ClassLogits,
@@ -64,9 +65,9 @@ class Discriminator(nn.Module):
         dim, patch = config.dim, config.patch_size
         check_sizes("discriminator", image_size, patch, channels, dim, config.heads)
         if config.depth < 0 or config.mlp_ratio <= 0:
-            raise ValueError(f"the discriminator's mlp_ratio must be positive and its depth at least 0, got {config}")
+            raise InputError(f"the discriminator's mlp_ratio must be positive and its depth at least 0, got {config}")
         if patch % 2:
-            raise ValueError(f"the discriminator's patch size must be even, to overlap by half, got {patch}")
+            raise InputError(f"the discriminator's patch size must be even, to overlap by half, got {patch}")
         self.config = config
         self.image_shape = (channels, image_size, image_size)
         self.patches = OverlappingPatches(channels, dim, patch)
@@ -94,7 +95,7 @@ class Discriminator(nn.Module):
         """
         check_images(images, self.image_shape)
         if tokens is not None and not 1 <= tokens <= 1 + len(self.positions.positions):
-            raise ValueError(f"tokens must be from 1 to {1 + len(self.positions.positions)}, got {tokens}")
+            raise InputError(f"tokens must be from 1 to {1 + len(self.positions.positions)}, got {tokens}")
         patches = self.patches(images) + self.positions()
         h = torch.cat([self.class_token.expand(len(images), 1, -1), patches], dim=1)
         for number, block in enumerate(self.blocks, start=1):

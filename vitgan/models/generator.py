@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitgan.errors import InputError
 from vitgan.models.base import ImageGenerator, MappingNetwork
 from vitgan.models.layers import MLP, EqualLinear, FourierPositions, check_sizes
 from vitgan_kernels import ModulatedSiren
@@ -77,7 +78,7 @@ class Generator(ImageGenerator):
         check_sizes("generator", image_size, config.patch_size, channels, config.dim, config.heads)
         positive = (config.latent_dim, config.mlp_ratio, config.mapping_lr_multiplier, config.siren_hidden_layers)
         if min(positive) <= 0 or min(config.depth, config.mapping_depth) < 0:
-            raise ValueError(f"the generator's sizes must be positive (a depth may be 0), got {config}")
+            raise InputError(f"the generator's sizes must be positive (a depth may be 0), got {config}")
         mapping = MappingNetwork(config.latent_dim, config.mapping_depth, config.mapping_lr_multiplier, classes=classes)
         super().__init__(mapping, latent_dim=config.latent_dim, image_size=image_size, channels=channels)
         self.config = config

@@ -8,6 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitgan.errors import InputError
+
 
 class EqualLinear(nn.Linear):
     """A linear layer with an equalised learning rate (Karras et al., 2018).
@@ -77,7 +79,7 @@ class ClassLogits(EqualLinear):
         if not self.classes:
             return logits.squeeze(1)
         if labels is None:
-            raise ValueError(f"this discriminator is conditional: give labels (B,), numbers below {self.classes}")
+            raise InputError(f"this discriminator is conditional: give labels (B,), numbers below {self.classes}")
         return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
@@ -147,23 +149,23 @@ class MLP(nn.Sequential):
 def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
     """Raise ValueError unless images are (B, *shape)."""
     if images.shape[1:] != shape:
-        raise ValueError(f"this discriminator takes images of {shape}, got {tuple(images.shape[1:])}")
+        raise InputError(f"this discriminator takes images of {shape}, got {tuple(images.shape[1:])}")
 
 
 def octaves(image_size: int) -> int:
     """How often 4 is doubled to make the image's side. Raises ValueError where it is not 4, 8, 16, ..."""
     if image_size < 4 or image_size & (image_size - 1):
-        raise ValueError(f"a convolutional network needs an image size of 4, 8, 16, 32, ..., got {image_size}")
+        raise InputError(f"a convolutional network needs an image size of 4, 8, 16, 32, ..., got {image_size}")
     return image_size.bit_length() - 3
 
 
 def check_sizes(network: str, image_size: int, patch_size: int, channels: int, dim: int, heads: int) -> None:
     """Raise ValueError unless the sizes of a generator or discriminator fit together."""
     if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise ValueError(
+        raise InputError(
             f"{network}: the image size must be a multiple of the patch size, got {image_size} and {patch_size}"
         )
     if not 1 <= channels <= 4:
-        raise ValueError(f"channels must be 1 to 4 (grey, grey + alpha, RGB, RGBA), got {channels}")
+        raise InputError(f"channels must be 1 to 4 (grey, grey + alpha, RGB, RGBA), got {channels}")
     if heads < 1 or dim < 1 or dim % heads:
-        raise ValueError(f"{network}: dim must be a positive multiple of heads, got dim={dim} and heads={heads}")
+        raise InputError(f"{network}: dim must be a positive multiple of heads, got dim={dim} and heads={heads}")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitgan.errors import InputError
 from vitgan.models.layers import ClassLogits, EqualConv2d, EqualLinear, check_images, octaves
 
 SPREAD_EPSILON = 1e-8
@@ -47,7 +48,7 @@ class StyleGan2Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         if config.width < 1 or config.minibatch_group < 1:
-            raise ValueError(f"width and minibatch_group must be at least 1, got {config}")
+            raise InputError(f"width and minibatch_group must be at least 1, got {config}")
         self.config = config
         self.image_shape = (channels, image_size, image_size)
         sides = [image_size >> level for level in range(octaves(image_size) + 1)]
@@ -105,7 +106,7 @@ def blur(x: Tensor, *, padding: int, stride: int = 1) -> Tensor:
 def group_deviation(x: Tensor, group: int) -> Tensor:
     """The mean standard deviation in each group of neighbours, as a map for each image of it: (B, 1, H, W)."""
     if len(x) % group:
-        raise ValueError(
+        raise InputError(
             f"this discriminator compares images in groups of {group}: give a multiple of {group} images, not {len(x)}"
         )
     groups = x.unflatten(0, (-1, group))

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitgan.errors import InputError
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -24,7 +26,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name, probability in vars(self).items():
             if not 0 <= probability <= 1:
-                raise ValueError(f"augment.{name} must be a probability from 0 to 1, got {probability}")
+                raise InputError(f"augment.{name} must be a probability from 0 to 1, got {probability}")
 
 
 class DiffAugment:
@@ -55,7 +57,7 @@ class DiffAugment:
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Augmented images, differentiable in the images; the draws are those of `draw`."""
         if draws.shape != (len(images), self.width):
-            raise ValueError(
+            raise InputError(
                 f"{len(images)} images need draws of ({len(images)}, {self.width}), got {tuple(draws.shape)}"
             )
         start = 0

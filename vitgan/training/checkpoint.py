@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitgan.config import Config, from_dict, to_dict
-from vitgan.errors import CheckpointError, TrainingError, first_line
+from vitgan.errors import CheckpointError, InputError, TrainingError, first_line
 from vitgan.files import atomic_write, read_json, regular, sync_folder, synced_write
 from vitgan.models import ImageGenerator
 from vitgan.models.build import build_generator
@@ -106,7 +106,7 @@ def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
     try:
         state = read_json(path / STATE)
         if not isinstance(state, dict) or not isinstance(state.get("trainer", {}), dict):
-            raise ValueError(f"{STATE} is not what was written")
+            raise InputError(f"{STATE} is not what was written")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged and cannot be read ({error}): remove it, to go on from the one before"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vitgan.config import from_dict
 from vitgan.data import ImageDataset
-from vitgan.errors import CheckpointError
+from vitgan.errors import CheckpointError, InputError
 from vitgan.files import atomic_write, from_uint8, read_json
 from vitgan.models import Discriminator, DiscriminatorConfig
 from vitgan.training.checkpoint import (
@@ -43,7 +43,7 @@ class Classifier(Discriminator):
         self, config: DiscriminatorConfig, class_names: list[str], *, image_size: int, channels: int = 3
     ) -> None:
         if len(class_names) < 2:
-            raise ValueError(f"a classifier needs at least two classes, got {class_names}")
+            raise InputError(f"a classifier needs at least two classes, got {class_names}")
         super().__init__(config, image_size=image_size, channels=channels, classes=len(class_names))
         self.class_names = class_names
 

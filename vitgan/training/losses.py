@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
 from vitgan.devices import check_compiler
-from vitgan.errors import check
+from vitgan.errors import InputError, check
 from vitgan.training.augment import DiffAugment
 
 LossName = Literal["logistic", "hinge", "relativistic"]
@@ -71,7 +71,7 @@ def generator_loss(fake: Tensor, real: Tensor | None = None, kind: LossName = "l
     """The generator's side; the relativistic form needs the logits of real images too."""
     if kind == "relativistic":
         if real is None:
-            raise ValueError("the relativistic loss compares with the logits of real images: pass real=")
+            raise InputError("the relativistic loss compares with the logits of real images: pass real=")
         _check_logits(real, fake)
         return softplus(real - fake).mean()
     return -fake.mean() if kind == "hinge" else softplus(-fake).mean()
@@ -101,7 +101,7 @@ def sameness(images: Tensor, z: Tensor) -> Tensor:
     two neighbours in the batch; images (B, C, H, W) and z (B, latent_dim) must have an even B.
     """
     if len(images) % 2 or len(images) != len(z):
-        raise ValueError(f"images come in pairs, each with its latent: got {len(images)} images, {len(z)} latents")
+        raise InputError(f"images come in pairs, each with its latent: got {len(images)} images, {len(z)} latents")
     pixels, latents = images.flatten(1), z.flatten(1)
     moved = (pixels[::2] - pixels[1::2]).square().mean(dim=1)
     ratio = (moved + 1e-8).sqrt() / (latents[::2] - latents[1::2]).square().mean(dim=1).sqrt()
@@ -111,7 +111,7 @@ def sameness(images: Tensor, z: Tensor) -> Tensor:
 def _check_logits(a: Tensor, b: Tensor) -> None:
     # (B,) against (B, 1) would broadcast to (B, B) and train towards nothing.
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"logits must be two tensors of one shape (B,), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise InputError(f"logits must be two tensors of one shape (B,), got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
 Loss = tuple[Tensor, dict[str, Tensor]]

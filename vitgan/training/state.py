@@ -1,6 +1,7 @@
 """The two optimisation steps of a GAN, and everything that they change."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
 from vitgan.config import Config
+from vitgan.errors import InputError, TrainingError
 from vitgan.models.build import build_discriminator, build_generator, images_compared
 from vitgan.training.augment import DiffAugment
 from vitgan.training.distributed import Ranks
@@ -40,7 +42,8 @@ class Adversarial:
         self.ranks = ranks or Ranks()
         self._check_batch()
         if config.cuda_graphs and device.type != "cuda":
-            raise ValueError(f"--cuda-graphs needs a CUDA device, and this run is on {device}: leave it away")
+            raise InputError(f"--cuda-graphs needs a CUDA device, and this run is on {device}: leave it away")
+        _check_memory(config, device)
         torch.manual_seed(config.seed)
         self.generator = build_generator(config).to(device)
         self.discriminator = build_discriminator(config).to(device)
@@ -127,7 +130,7 @@ class Adversarial:
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state` gave. Raises KeyError, ValueError or RuntimeError where it does not fit."""
         if tensors["random"].shape != self.random.get_state().shape:
-            raise ValueError(
+            raise InputError(
                 f"its random state is of another kind of device than {self.device}: choose it with --device"
             )
         for name, network in self._networks().items():
@@ -228,13 +231,13 @@ class Adversarial:
         config = self.config
         parts = config.accumulate * self.ranks.count
         if config.batch_size % parts:
-            raise ValueError(
+            raise InputError(
                 f"a batch of {config.batch_size} cannot be shared out among {self.ranks.count} processes in "
                 f"{config.accumulate} parts each: make --batch-size a multiple of {parts}, or --accumulate smaller"
             )
         together = math.lcm(images_compared(config), 2 if config.loss.diversity > 0 else 1)
         if config.batch_size // parts % together:
-            raise ValueError(
+            raise InputError(
                 f"images are compared in groups of {together}, but a part of the batch has "
                 f"{config.batch_size // parts}: make --batch-size a multiple of {parts * together}, or --accumulate "
                 f"smaller"
@@ -257,6 +260,23 @@ class Adversarial:
         average: list[Tensor] = list(self.averaged_generator.parameters())
         current: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(average, current, 1 - decay)
+
+
+def _check_memory(config: Config, device: torch.device) -> None:
+    """TrainingError where weights, gradients and optimisers alone need more memory than the device has."""
+    with torch.device("meta"):
+        generator, discriminator = build_generator(config), build_discriminator(config)
+    sizes = [sum(parameter.nbytes for parameter in network.parameters()) for network in (generator, discriminator)]
+    needed = 5 * sizes[0] + 4 * sizes[1]  # weight, gradient, two moments; and the average
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise TrainingError(
+            f"the networks need at least {needed / 2**30:,.1f} GiB to be trained, and {device} has "
+            f"{there / 2**30:,.1f}: choose smaller sizes (--generator.dim, --discriminator.dim, depths)"
+        )
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

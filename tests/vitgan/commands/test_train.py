@@ -85,6 +85,20 @@ def test_the_configuration_saved_with_a_run_is_a_file_for_another(here: Path) ->
         ("seed = 9223372036854775808", "seed must be from -9223372036854775808 to 9223372036854775807, got 922"),
         ("batch_size = -1", "batch_size must be at least 1"),
         ("batch_size = ", "a.toml"),
+        *((f"{name} = 1{'0' * 20}", f"{name} must be from 1 to ") for name in ("image_size", "images", "batch_size")),
+        *(
+            (f"[{part}]\n{name} = {value}", f"{part}.{name} must be from ")
+            for part, names in {
+                "generator": "latent_dim dim depth heads siren_dim mapping_depth patch_size siren_hidden_layers",
+                "discriminator": "dim depth heads patch_size",
+                "cnn_generator": "latent_dim width max_width mapping_depth",
+                "stylegan2_discriminator": "width minibatch_group",
+            }.items()
+            for name in names.split()
+            for value in ("-1", "1" + "0" * 20)
+        ),
+        ("[generator]\nmlp_ratio = 1e308", "generator.mlp_ratio must be from 0.001 to 64, got 1e+308"),
+        ("[cnn_generator]\nmapping_lr_multiplier = -1", "mapping_lr_multiplier must be from 1e-06 to 1,000.0, got -1"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(here: Path, text: str, message: str) -> None:
