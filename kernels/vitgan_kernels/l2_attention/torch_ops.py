@@ -26,7 +26,7 @@ from vitgan_kernels.l2_attention.layout import empty_like, empty_lse
 LIBRARY = torch.library.Library("vitgan_kernels", "FRAGMENT")
 INPUTS = "Tensor q, Tensor? k, Tensor v"
 SAVED = f"{INPUTS}, Tensor out, Tensor lse"
-SETTINGS = "float scale, bool euclidean, str kernels"
+SETTINGS = "Scalar scale, bool euclidean, str kernels"  # a float there would tie a graph to its value
 LIBRARY.define(f"l2_attention({INPUTS}, {SETTINGS}) -> (Tensor out, Tensor lse)")
 LIBRARY.define(f"l2_attention_backward(Tensor grad, {SAVED}, {SETTINGS}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(

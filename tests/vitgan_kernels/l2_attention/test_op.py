@@ -119,6 +119,42 @@ def test_compiles_as_one_graph(tied: bool) -> None:
     torch.testing.assert_close(torch.autograd.grad(value, q), torch.autograd.grad(loss(q), q))
 
 
+@pytest.mark.parametrize("dynamic", [None, True, False])
+def test_a_scale_that_changes_compiles_at_most_twice_where_it_may_be_a_symbol(dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def call(q: Tensor, scale: float) -> Tensor:
+        return l2_attention(q, None, V[:, :4], scale=scale)
+
+    compiled = torch.compile(call, backend=count, fullgraph=True, dynamic=dynamic)
+    for scale in (0.5, 0.6, 0.7, 0.8):
+        torch.testing.assert_close(compiled(Q, scale), call(Q, scale))
+    assert len(graphs) <= (4 if dynamic is False else 2)
+
+
+def test_exports_with_any_number_of_keys() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return l2_attention(q, k, v)
+
+    tokens = torch.export.Dim("tokens", min=2, max=1000)
+    exported = torch.export.export(Model(), (Q, K, V), dynamic_shapes=({}, {1: tokens}, {1: tokens}))
+    k, v = torch.randn(2, 70, 3), torch.randn(2, 70, 6)
+    torch.testing.assert_close(exported.module()(Q, k, v), l2_attention(Q, k, v))
+
+
+def test_a_scale_may_be_a_tensor_that_learns() -> None:
+    scale = torch.tensor(0.4, requires_grad=True)
+    out = l2_attention(Q, K, V, scale=scale)
+    torch.testing.assert_close(out, l2_attention(Q, K, V, scale=0.4))
+    assert torch.autograd.grad(out.sum(), scale)[0].isfinite()
+
+
 def test_compiles_as_one_graph_under_autocast() -> None:
     def call(q: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
