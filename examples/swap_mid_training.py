@@ -63,7 +63,9 @@ def main(picture: str = "swap.png", before: int = 60, after: int = 90) -> None:
     twin_optimiser.load_state_dict(copy.deepcopy(optimiser.state_dict()))
     saved = copy.deepcopy(model.state_dict())
 
-    print(swap(model))  # the optimiser holds the same parameters, and a checkpoint from before still fits
+    print(
+        swap(model, keep_slower=True)
+    )  # the optimiser holds the same parameters, and a checkpoint from before still fits
     model.load_state_dict(saved)
     swapped = train(model, optimiser, range(before, before + after))
     unswapped = train(twin, twin_optimiser, range(before, before + after))
