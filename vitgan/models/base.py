@@ -1,7 +1,7 @@
 """What every generator can do: from latents through w to images, by number, by seed, by class."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from vitgan.devices import check_seed
 from vitgan.errors import InputError
 from vitgan.models.layers import EqualLinear
 
+Labels = Tensor | Sequence[int]
+"""Whole numbers, one an image."""
 MEAN_OF = 4096
 """Latents that the mean w is taken of."""
 BATCH = 32
@@ -101,7 +103,7 @@ class ImageGenerator(nn.Module):
         return torch.randint(self.classes, (count,), generator=random).to(self.device)
 
     @torch.no_grad()
-    def map_latents(self, count: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
+    def map_latents(self, count: int, *, seed: int = 0, labels: Labels | None = None) -> Tensor:
         """Mapped random latents w (count, latent_dim), for `render`.
 
         labels: int64 (count,), or (1,) for all of one class; None draws them, if conditional.
@@ -114,14 +116,15 @@ class ImageGenerator(nn.Module):
         return torch.cat(list(in_whole_batches(self.mapping, *inputs)))
 
     @torch.no_grad()
-    def mean_w(self, *, labels: Tensor | None = None) -> Tensor:
+    def mean_w(self, *, labels: Labels | None = None) -> Tensor:
         """The mean of w (latent_dim,), over the classes given or over all: what truncation pulls towards."""
-        if labels is not None:
+        if labels is not None and len(labels):
+            labels = _whole_numbers(labels)
             labels = labels.repeat(math.ceil(MEAN_OF / len(labels)))[:MEAN_OF]
         return self.map_latents(MEAN_OF, seed=0, labels=labels).mean(dim=0)
 
     @torch.no_grad()
-    def sample(self, count: int, *, seed: int = 0, truncation: float = 1.0, labels: Tensor | None = None) -> Tensor:
+    def sample(self, count: int, *, seed: int = 0, truncation: float = 1.0, labels: Labels | None = None) -> Tensor:
         """Sampled images in [-1, 1], (count, channels, image_size, image_size).
 
         On one machine, image i of a seed is the same bit for bit whatever the count.
@@ -157,8 +160,10 @@ class ImageGenerator(nn.Module):
         return in_whole_batches(images, w)
 
     @torch.no_grad()
-    def walk(self, count: int, *, seed: int = 0, stops: int = 4, labels: Tensor | None = None) -> Tensor:
+    def walk(self, count: int, *, seed: int = 0, stops: int = 4, labels: Labels | None = None) -> Tensor:
         """w (count, latent_dim), for `render`, along a closed walk through `stops` random points."""
+        if count < 1 or stops < 1:
+            raise InputError(f"a walk needs at least 1 image and 1 stop, got {count} and {stops}")
         points = self.map_latents(stops, seed=seed, labels=labels)
         place = torch.arange(count, device=points.device) * stops / count
         before = place.long()
@@ -169,17 +174,30 @@ class ImageGenerator(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def _labels(self, count: int, seed: int, labels: Tensor | None) -> Tensor | None:
+    def _labels(self, count: int, seed: int, labels: Labels | None) -> Tensor | None:
         if labels is None:
             return self.random_labels(count, seed=seed)
         if not self.classes:
             raise InputError("this generator is unconditional, it takes no labels")
-        if labels.shape not in ((count,), (1,)) or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
+        given = _whole_numbers(labels)
+        fits = given.shape in ((count,), (1,)) and all(0 <= label < self.classes for label in given.tolist())
+        if not fits:
             raise InputError(
-                f"labels must be ({count},) or (1,) numbers from 0 to {self.classes - 1}, got {tuple(labels.shape)} "
-                f"from {int(labels.min())} to {int(labels.max())}"
+                f"labels must be ({count},) or (1,) numbers from 0 to {self.classes - 1}, got {tuple(given.shape)} "
+                f"like {given.flatten()[:5].tolist()}"
             )
-        return labels.to(self.device).expand(count)
+        return given.to(self.device).expand(count)
+
+
+def _whole_numbers(labels: Labels) -> Tensor:
+    """Labels as int64. TypeError where they are none."""
+    try:
+        given = torch.as_tensor(labels)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TypeError(f"labels must be whole numbers, got {labels!r}") from error
+    if given.numel() and (given.dtype.is_floating_point or given.dtype.is_complex or given.dtype == torch.bool):
+        raise TypeError(f"labels must be whole numbers, got {given.dtype}")
+    return given.long()
 
 
 def in_whole_batches(function: Callable[..., Tensor], *inputs: Tensor) -> Iterator[Tensor]:

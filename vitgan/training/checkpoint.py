@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vitgan.config import Config, from_dict, to_dict
+from vitgan.devices import pick_device
 from vitgan.errors import CheckpointError, InputError, TrainingError, first_line
 from vitgan.files import atomic_write, read_json, regular, sync_folder, synced_write
 from vitgan.models import ImageGenerator
@@ -201,7 +202,7 @@ def load_generator(path: str | Path, *, device: str | torch.device = "cpu") -> I
         raise CheckpointError(
             f"{checkpoint / GENERATOR} is not of the run that {run / CONFIG} describes: {first_misfit(error)}"
         ) from error
-    return generator.to(device).eval().requires_grad_(False)
+    return generator.to(pick_device(str(device))).eval().requires_grad_(False)
 
 
 @contextmanager

@@ -59,6 +59,14 @@ def test_samples_of_a_class_of_random_classes_and_of_none(kind: str) -> None:
     for bad in ([3], [-1], [0, 1]):
         with pytest.raises(ValueError, match="numbers from 0 to 2"):
             generator.sample(5, labels=torch.tensor(bad))
+    assert torch.equal(one, generator.sample(5, seed=1, labels=[2]))
+    for none in ([0.5], [True], ["a"], torch.tensor([1.0])):
+        with pytest.raises(TypeError, match="labels must be whole numbers, got"):
+            generator.sample(1, labels=none)
+    with pytest.raises(ValueError, match=r"got \(0,\) like \[\]"):
+        generator.sample(5, labels=[])
+    with pytest.raises(ValueError, match="at least 1 image and 1 stop, got 4 and 0"):
+        generator.walk(4, stops=0)
     with pytest.raises(ValueError, match="unconditional"):
         GENERATORS[kind]().sample(5, labels=torch.tensor([0]))
 
