@@ -320,14 +320,15 @@ size_t run_units(const SirenPlan& plan, Index first, Index last, const SirenSums
   return arena.used;
 }
 
-// The power of two by which the styles of a sample are divided before they are squared, so that no square overflows;
-// with not-a-number as if it were not there.
+// The power of two by which the styles of a sample are divided before they are squared, so that no square of a finite
+// one overflows.
 float unit_of(const float* style, Index I) {
   float most = 1;
   for (Index j = 0; j < I; ++j) {
     const float a = __builtin_fabsf(style[j]);
     most = a > most ? a : most;
   }
+  if (most > 0x1p126f) return 0x1p126f;
   union { float value; unsigned bits; } word = {most};
   word.bits &= 0x7f800000u;
   return word.value;
@@ -357,7 +358,7 @@ size_t demodulate(const SirenPlan& plan, Index l, Index first, Index last, void*
   for (Index b0 = first; memory && b0 < last; b0 += Floats::kRows) {
     const Index rows = smaller(Floats::kRows, last - b0);
     square_styles(call, l, b0, b0 + rows, squares, units);
-    multiply_packed(rows, squares, wide(I), plan.layers[l].squares, I, up(O) / VL, norms, wide(O));
+    Floats::product(rows, squares, I, plan.layers[l].squares, O, norms);
     for (Index b = 0; b < rows; ++b) {
       const float inverse = 1 / units[b], eps = call.eps * inverse * inverse;
       float* const scale = y.scale + (b0 + b) * O;

@@ -86,6 +86,38 @@ static void pack_as_it_is(const float* W, Index ld, Index O, Index I, float* pac
   }
 }
 
+// C = A W^T for up to kNarrow rows of W, zeros after them: most of a vector of outputs would be empty, so vectors run
+// along the depth, kNarrow sums in each of a few rows at once. Rows of A are whole vectors, with zeros at the end.
+constexpr Index kNarrow = 4;
+
+static void multiply_narrow(Index m, const float* A, Index lda, const float* W, Index ldw, Index depth, float* C, Index ldc) {
+  constexpr Index kRowsAtOnce = VL / kNarrow;
+  for (Index i = 0; i < m; i += kRowsAtOnce) {
+    vf sums[VL];
+    UNROLL
+    for (int s = 0; s < VL; ++s) sums[s] = (vf){};
+    for (Index k = 0; k < depth; k += VL) {
+      vf w[kNarrow];
+      UNROLL
+      for (int o = 0; o < kNarrow; ++o) w[o] = load(W + o * ldw + k);
+      UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const vf a = load(A + smaller(i + r, m - 1) * lda + k);
+        UNROLL
+        for (int o = 0; o < kNarrow; ++o) sums[r * kNarrow + o] += a * w[o];
+      }
+    }
+    fold<1>(sums);
+    float lanes[VL];
+    store(lanes, sums[0]);
+    for (Index r = 0; r < kRowsAtOnce && i + r < m; ++r) {
+      float row[VL] = {};
+      __builtin_memcpy(row, lanes + r * kNarrow, kNarrow * sizeof(float));
+      store(C + (i + r) * ldc, load(row));
+    }
+  }
+}
+
 struct Floats {
   typedef float Operand;
   static constexpr Index kRows = 96;  // of a unit, at most: a multiple of the rows of all tiles
@@ -100,7 +132,11 @@ struct Floats {
 
   // C = U W^T
   void forward(Index rows, const float* U, Index I, const void* packed, Index O, float* C) const {
-    multiply_packed(rows, U, wide(I), (const float*)packed, I, up(O) / VL, C, wide(O));
+    product(rows, U, I, packed, O, C);
+  }
+  static void product(Index rows, const float* U, Index I, const void* packed, Index O, float* C) {
+    if (O <= kNarrow) multiply_narrow(rows, U, wide(I), (const float*)packed, wide(I), up(I), C, wide(O));
+    else multiply_packed(rows, U, wide(I), (const float*)packed, I, up(O) / VL, C, wide(O));
   }
   // G = D W
   void input_gradient(Index rows, const float* D, Index O, const void* packed, Index I, float* G) const {
@@ -112,7 +148,9 @@ struct Floats {
   }
 
   // `spare` holds wide(O) wide(I) floats.
-  static Index packed_size(Index O, Index I, bool backward) { return backward ? O * up(I) : up(O) * I; }
+  static Index packed_size(Index O, Index I, bool backward) {
+    return O <= kNarrow ? kNarrow * wide(I) : backward ? O * up(I) : up(O) * I;
+  }
   static void pack(const SirenLayer& y, bool as_bf16, bool backward, void* spare, float* to) {
     const float* W = (const float*)y.weight;
     Index ld = y.inputs;
@@ -121,7 +159,12 @@ struct Floats {
       for (Index o = 0; o < y.outputs; ++o) read_row(y.weight, true, o * y.inputs, y.inputs, (float*)spare + o * ld);
       W = (const float*)spare;
     }
-    (backward ? pack_as_it_is : pack_transpose)(W, ld, y.outputs, y.inputs, to);
+    if (backward || y.outputs > kNarrow) {
+      (backward ? pack_as_it_is : pack_transpose)(W, ld, y.outputs, y.inputs, to);
+      return;
+    }
+    fill(to, 0, kNarrow * wide(y.inputs));
+    for (Index o = 0; o < y.outputs; ++o) read_row(W, false, o * ld, y.inputs, to + o * wide(y.inputs));
   }
 };
 

@@ -21,6 +21,7 @@ from vitgan_kernels.modulated_siren.closed_form import Stack
 from vitgan_kernels.native_support import address
 
 DTYPES = (torch.float32, torch.bfloat16)
+_module = functools.cache(native_support.load)
 
 
 def modulated_siren(
@@ -59,7 +60,7 @@ def forward(
         place = address(scales[index] if scales else scale)
         arguments += (weight.shape[1], weight.shape[0], weight.data_ptr(), style.data_ptr(), address(bias), place)
         arguments += (address(products[index]), 0, 0, 0, 0)
-    native_support.load().modulated_siren_forward(*arguments)
+    _module().modulated_siren_forward(*arguments)
     return out, scales, products
 
 
@@ -89,7 +90,7 @@ def backward(
         arguments += (address(scale), address(products[index]), address(dw), address(ds), address(db), address(dg))
         for name, gradient in (("weights", dw), ("styles", ds), ("scales", dg), ("biases", db)):
             getattr(found, name).append(gradient)
-    native_support.load().modulated_siren_backward(*arguments)
+    _module().modulated_siren_backward(*arguments)
     return replace(found, scales=found.scales if stack.scales else [], biases=found.biases if stack.biases else [])
 
 
@@ -113,7 +114,7 @@ def _wide(width: int) -> int:
 @functools.cache
 def _products_are_cheap(dtype: torch.dtype) -> bool:
     """Whether to compute them twice costs less than to keep them."""
-    return dtype == torch.bfloat16 and native_support.load().cpu_level() == "amx"
+    return dtype == torch.bfloat16 and _module().cpu_level() == "amx"
 
 
 class _Forward(torch.autograd.Function):
@@ -135,7 +136,11 @@ class _Forward(torch.autograd.Function):
         if grad is None:
             return (None,) * (3 + len(needed))
         tensors, kept = ctx.saved_tensors[: ctx.count[0]], ctx.saved_tensors[ctx.count[0] :]
-        if torch.is_grad_enabled() or triton_support.transform() is not None or is_legacy_batchedtensor(grad):
+        if triton_support.transform() is not None or is_legacy_batchedtensor(grad):  # begun after the forward pass
+            with without_autocast(grad):
+                omega, sine, eps = ctx.options
+                found = tuple(_flat(closed_form.backward(grad, _stack(tensors), omega, sine, eps)))
+        elif torch.is_grad_enabled():
             found = _Backward.apply(ctx.options, needed, ctx.count[1], grad, *tensors, *kept)
         else:
             found = _first_order(ctx.options, needed, ctx.count[1], grad, tensors, kept)

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from vitgan_kernels import native_support, triton_support
 from vitgan_kernels.backends import Implementation, Operator, always
-from vitgan_kernels.checks import autocast, check_finite_number, check_flag, check_list, check_tensors, without_autocast
+from vitgan_kernels.checks import (
+    DTYPES,
+    autocast,
+    check_finite_number,
+    check_flag,
+    check_list,
+    check_tensors,
+    without_autocast,
+)
 from vitgan_kernels.modulated_siren import native, plan, reference, torch_ops
 
 # What every implementation takes: x, weights, styles, biases, omega, whether the last layer has a sine, and the eps of
@@ -75,11 +83,12 @@ def _linear_call(
     """What the implementations take, checked."""
     op = "modulated_linear"
     x, weight, style, bias = autocast(x, weight, style, bias)  # type: ignore[assignment]
-    check_tensors(op, optional="bias", x=x, weight=weight, style=style, bias=bias)
+    if not _alike([x, weight, style] if bias is None else [x, weight, style, bias]):
+        check_tensors(op, optional="bias", x=x, weight=weight, style=style, bias=bias)
     _check_activation(op, activation)
     check_flag(op, "demodulate", demodulate)
     omega, eps = check_finite_number(op, "omega", omega), check_finite_number(op, "eps", eps)
-    if isinstance(eps, float) and eps < 0:
+    if not _is_symbolic(eps) and eps < 0:
         raise ValueError(f"{op}: eps must not be negative, got {eps}")
     _check_input(op, x, style)
     _check_layer(op, "", x.shape[-1], weight, style, bias)
@@ -142,8 +151,9 @@ def _siren_call(
     depth = len(weights)
     x, *parts = autocast(x, *weights, *styles, *biases)  # type: ignore[assignment]
     weights, styles, biases = parts[:depth], parts[depth : 2 * depth], parts[2 * depth :]  # type: ignore[assignment]
-    named = {f"weights[{i}]": w for i, w in enumerate(weights)} | {f"styles[{i}]": s for i, s in enumerate(styles)}
-    check_tensors(op, optional="biases", x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
+    if not _alike([x, *weights, *styles, *(bias for bias in biases if bias is not None)]):
+        named = {f"weights[{i}]": w for i, w in enumerate(weights)} | {f"styles[{i}]": s for i, s in enumerate(styles)}
+        check_tensors(op, optional="biases", x=x, **named, **{f"biases[{i}]": b for i, b in enumerate(biases)})
     _check_activation(op, final_activation)
     check_flag(op, "demodulate", demodulate)
     omega = check_finite_number(op, "omega", omega)
@@ -155,6 +165,26 @@ def _siren_call(
             raise ValueError(f"{op}: styles must share one batch size, got {[tuple(s.shape) for s in styles]}")
         width = weight.shape[0]
     return (x, weights, styles, biases, omega, final_activation == "sine", 1e-8 if demodulate else None), {}
+
+
+def _alike(tensors: list[Tensor]) -> bool:
+    """Whether `check_tensors` has nothing against them, found out faster: its names cost more than a small layer."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or first.dtype not in DTYPES:
+        return False
+    dtype, device = first.dtype, first.device
+    return all(
+        isinstance(t, Tensor)
+        and t.dtype == dtype
+        and t.device == device
+        and t.layout == torch.strided
+        and not t.is_nested
+        for t in tensors
+    )
+
+
+def _is_symbolic(value: object) -> bool:
+    return isinstance(value, torch.SymFloat)
 
 
 def _check_activation(op: str, activation: str | None) -> None:

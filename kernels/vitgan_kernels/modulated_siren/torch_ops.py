@@ -38,7 +38,7 @@ def by_triton(
     eps: float | None,
 ) -> Tensor:
     """A stack of modulated layers by Triton kernels; eps is None without demodulation."""
-    return _ops.modulated_siren(*_operands(x, weights, styles, biases, eps), omega, sine)
+    return _ops.modulated_siren(*_operands(x, weights, styles, biases, omega, sine, eps))
 
 
 def by_cpp(
@@ -51,7 +51,7 @@ def by_cpp(
     eps: float | None,
 ) -> Tensor:
     """The same by C++, on CPU tensors."""
-    return _ops.modulated_siren_cpp(*_operands(x, weights, styles, biases, eps), omega, sine)
+    return _ops.modulated_siren_cpp(*_operands(x, weights, styles, biases, omega, sine, eps))
 
 
 def _operands(
@@ -59,13 +59,29 @@ def _operands(
     weights: Sequence[Tensor],
     styles: Sequence[Tensor],
     biases: Sequence[Tensor | None],
+    omega: float,
+    sine: bool,
     eps: float | None,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+) -> tuple[Any, ...]:
+    """The arguments of the operators.
+
+    A graph would be tied to the value of omega, a number that may change between calls: while compiling in float32,
+    where it loses no digits, it goes into the layers that have a sine.
+    """
     scales = [] if eps is None else [demodulation(w, s, eps) for w, s in zip(weights, styles, strict=True)]
+    factors: list[Any] = [1.0] * len(weights)
+    if torch.compiler.is_compiling() and x.dtype == torch.float32:
+        factors[: len(weights) if sine else -1] = [omega] * (len(weights) - (not sine))
+        omega = 1.0
+        biases = [b if b is None else b * f for b, f in zip(biases, factors, strict=True)]
+        if scales:
+            scales = [scale * f for scale, f in zip(scales, factors, strict=True)]
+        else:
+            weights = [w * f for w, f in zip(weights, factors, strict=True)]
     given: list[Tensor] = []
     if any(bias is not None for bias in biases):
         given = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
-    return x, list(weights), list(styles), scales, given
+    return x, list(weights), list(styles), scales, given, omega, sine
 
 
 def _forward(x: Tensor, *rest: Any) -> Tensor:
