@@ -1,12 +1,14 @@
 """Layers that `swap` has taken over from PyTorch's spectral norm, used as a plain stack does not use them."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils import spectral_norm as hook_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 from torch.utils.checkpoint import checkpoint
 
@@ -156,3 +158,94 @@ def test_data_parallel_replicas_take_pytorch_s_path(pair: tuple[Uses, Uses, Tens
     replica._is_replica = True  # type: ignore[assignment]
     replica(x)
     assert calls == []
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    return [tree] if isinstance(tree, Tensor) else [leaf for part in tree for leaf in leaves(part)]
+
+
+Way = Callable[[nn.Module, Tensor], Any]
+WAYS: dict[str, Way] = {
+    "grad": lambda m, x: torch.func.grad(lambda x: m(x).square().sum())(x),
+    "jvp": lambda m, x: torch.func.jvp(m, (x,), (x,)),
+    "jacrev": lambda m, x: torch.func.jacrev(m)(x),
+    "hessian": lambda m, x: torch.func.hessian(lambda x: m(x).square().sum())(x),
+    "vmap": lambda m, x: torch.func.vmap(m)(x),
+    "grad in the parameters": lambda m, x: list(
+        torch.func.grad(lambda p: torch.func.functional_call(m, p, (x,)).square().sum())(
+            dict(m.named_parameters())
+        ).values()
+    ),
+    "is_grads_batched": lambda m, x: torch.autograd.grad(
+        m(x), [*m.parameters()], torch.eye(6).double().view(6, 2, 3), is_grads_batched=True
+    ),
+    "second order in the parameters": lambda m, x: torch.autograd.grad(
+        [g.square().sum() for g in torch.autograd.grad(m(x).pow(3).sum(), [*m.parameters()], create_graph=True)],
+        [*m.parameters()],
+    ),
+    "checkpointing": lambda m, x: torch.autograd.grad(
+        checkpoint(m, x, use_reentrant=False).square().sum(), [*m.parameters()]
+    ),
+    "checkpointing inside": lambda m, x: torch.autograd.grad(
+        m[2](checkpoint(m[:2], x, use_reentrant=False)).square().sum(), [*m.parameters()]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("normalise", [hook_spectral_norm, torch_spectral_norm], ids=["hook", "parametrization"])
+@pytest.mark.parametrize("name", WAYS)
+def test_what_worked_before_a_swap_works_after_it(normalise: Any, name: str) -> None:
+    plain = nn.Sequential(normalise(nn.Linear(5, 4)), nn.Tanh(), normalise(nn.Linear(4, 3))).double()
+    with torch.no_grad():
+        for parameter, weight in plain.named_parameters():
+            if "orig" in parameter:
+                weight.normal_()
+    x = torch.randn(2, 5).double()
+    for _ in range(300 if "checkpointing" in name else 0):
+        with torch.no_grad():
+            plain(x)  # converged: what a block computes a second time, it computes with the same weight
+    swapped = copy.deepcopy(plain)
+    assert all(row.swapped for row in swap(swapped).rows)
+    way = WAYS[name]
+    torch.testing.assert_close(leaves(way(swapped, x)), leaves(way(plain, x)), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close([*swapped.buffers()], [*plain.buffers()])
+
+
+class Frozen(nn.Module):
+    """Fine-tuning as public GAN code does it: features in evaluation mode, the head in training mode."""
+
+    def __init__(self, normalise: Any) -> None:
+        super().__init__()
+        self.body, self.head = normalise(nn.Linear(8, 16)), normalise(nn.Linear(16, 3))
+        self.labels = normalise(nn.Embedding(5, 16))
+        self.double()
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            h = self.body(x).relu()
+        self.train(training)
+        return self.head(h if labels is None else h * self.labels(labels))
+
+
+@pytest.mark.parametrize("normalise", [hook_spectral_norm, torch_spectral_norm], ids=["hook", "parametrization"])
+def test_parts_in_evaluation_mode_and_branches_that_do_not_run(normalise: Any) -> None:
+    plain = Frozen(normalise)
+    swapped = copy.deepcopy(plain)
+    with torch.no_grad():
+        for weight in [p for name, p in plain.named_parameters() if "orig" in name]:
+            weight.normal_()
+    swapped.load_state_dict(plain.state_dict())
+    assert all(row.swapped for row in swap(swapped).rows)
+    x = torch.randn(4, 8).double()
+    for labels in (None, torch.tensor([0, 1, 2, 3]), None, None):
+        outs = [model(x, labels) for model in (swapped, plain)]
+        torch.testing.assert_close(*outs)
+        torch.testing.assert_close([*swapped.buffers()], [*plain.buffers()])
+        slopes = [
+            torch.autograd.grad(out.square().sum(), [*m.head.parameters()])
+            for out, m in zip(outs, (swapped, plain), strict=True)
+        ]
+        torch.testing.assert_close(*slopes)
