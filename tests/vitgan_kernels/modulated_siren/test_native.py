@@ -224,7 +224,7 @@ def test_registered_operators() -> None:
     """They compute the products again, to the same bits."""
     tensors = network((3, 20, [6, 8, 3]), shared=True)
     x, *parts = tensors
-    stack = (x, parts[:2], parts[2:4], [], parts[4:], 1.5, False)
+    stack: Any = (x, parts[:2], parts[2:4], [], parts[4:], 1.5, False)
     cotangent = torch.randn(3, 20, 3)
     out = OPS.modulated_siren_cpp(*stack)
     assert all(map(torch.equal, [out, *torch.autograd.grad(out, tensors, cotangent)], values(tensors, cotangent)))

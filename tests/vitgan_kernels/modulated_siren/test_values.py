@@ -1,6 +1,5 @@
 """What the modulated layers compute, held against weights modulated sample by sample."""
 
-from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
 
@@ -187,19 +186,19 @@ def eager(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, omega: float, 
 @pytest.mark.parametrize("demodulate", [False, True])
 @pytest.mark.parametrize("outputs", [8, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_as_accurate_as_the_dtype_allows(
-    dtype: torch.dtype,
-    outputs: int,
-    demodulate: bool,
-    omega: float,
-    assert_as_accurate: Callable[[Tensor, Tensor, Tensor], None],
-) -> None:
-    x, weight, style, bias = (
-        part.to(dtype) for part in (random(3, 16, 32), random(outputs, 32) / 32**0.5, random(3, 32), random(outputs))
-    )
-    exact = torch.sin(omega * by_grouped_convolution(x, weight, style, bias, demodulate=demodulate))
-    actual = modulated_linear(x, weight, style, bias, activation="sine", omega=omega, demodulate=demodulate)
-    assert_as_accurate(actual, eager(x, weight, style, bias, omega, demodulate), exact)
+def test_as_accurate_as_the_dtype_allows(dtype: torch.dtype, outputs: int, demodulate: bool, omega: float) -> None:
+    """Over several draws, at most twice as far from float64 as plain PyTorch in the same dtype."""
+    errors = []
+    for draw in range(4):
+        torch.manual_seed(draw)
+        parts = random(3, 16, 32), random(outputs, 32) / 32**0.5, random(3, 32), random(outputs)
+        x, weight, style, bias = (part.to(dtype) for part in parts)
+        exact = torch.sin(omega * by_grouped_convolution(x, weight, style, bias, demodulate=demodulate))
+        actual = modulated_linear(x, weight, style, bias, activation="sine", omega=omega, demodulate=demodulate)
+        plain = eager(x, weight, style, bias, omega, demodulate)
+        errors.append(((actual.double() - exact).norm(), (plain.double() - exact).norm(), exact.norm()))
+    error, allowed, size = (torch.stack(part).norm() for part in zip(*errors, strict=True))
+    assert error <= 2 * allowed + torch.finfo(dtype).eps * size
 
 
 def test_the_argument_of_the_sine_is_kept_in_float32() -> None:
