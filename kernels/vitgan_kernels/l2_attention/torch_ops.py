@@ -192,7 +192,7 @@ def third_order(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = [None if x is None else _as_leaf(x) for x in inputs]
-        results = closed_form.double_backward(*leaves, scale, euclidean)  # type: ignore[arg-type]
+        results = closed_form.double_backward(*leaves, scale, euclidean)  # type: ignore[arg-type, call-arg]
         pairs = [(x, y) for x, y in zip(results, cotangents, strict=True) if x is not None and y is not None]
         given = [x for x in leaves if x is not None]
         outputs, directions = zip(*pairs, strict=True)
