@@ -41,7 +41,11 @@ def _about_the_extension(facts: Facts) -> list[Finding]:
         rebuild = "install vitgan again from its source, on this machine"
         return [Finding(f"the compiled extension is there, but fails: {extension['about']}", rebuild, True)]
     build = "install a C++ compiler, then vitgan again from its source; `pip install -v` shows what the build found"
-    return [Finding("the compiled extension is not built: spectral_norm runs in plain PyTorch, slower", build, False)]
+    return [
+        Finding(
+            "the compiled extension is not built: on a CPU every operator runs in plain PyTorch, slower", build, False
+        )
+    ]
 
 
 def _about_gpus(facts: Facts) -> list[Finding]:

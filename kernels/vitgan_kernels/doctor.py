@@ -184,8 +184,9 @@ def _triton_needed() -> str | None:
 
 
 def _choice(operator: str, args: tuple[Any, ...], options: dict[str, Any]) -> Facts:
+    checked, settings = OPERATORS[operator].arguments(*args, **options)
     try:
-        backend = OPERATORS[operator].select(None, *args, **options).backend
+        backend = OPERATORS[operator].select(None, *checked, **settings).backend
     except BackendError:
         backend = None
     return {"backend": backend, "why": explain(operator, *args, **options).splitlines()}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vitgan import cli
-from vitgan_kernels import backends, doctor, triton_support
+from vitgan_kernels import backends, doctor, native_support, triton_support
 from vitgan_kernels.diagnosis import Facts, diagnose
 from vitgan_kernels.self_check import Outcome
 from vitgan_kernels.spectral_norm import native
@@ -101,7 +101,7 @@ FORCED: Facts = {"forced backend": "cpp", "operators.l2_attention.backend": None
             "use an",
         ),
         (False, NO_GPU | OLD_TRITON, "Triton 3.6.0 does not go with torch 2.13.0", "pip install 'triton==3.7.1"),
-        (False, NO_GPU | {"extension.built": False, "extension.loads": False}, "is not built: spectral_", "compiler"),
+        (False, NO_GPU | {"extension.built": False, "extension.loads": False}, "is not built: on a CPU", "compiler"),
         (False, CPU_ONLY, "this PyTorch is a build for the CPU", "install a build of PyTorch for CUDA"),
         (False, {"triton.interpreted": True}, "TRITON_INTERPRET is set", "unset"),
         (False, {"versions.torch": "2.16.0a0+git"}, "torch 2.16.0a0.git is newer than any .* 2.15 is the", "run the t"),
@@ -189,7 +189,8 @@ def fail_to_load() -> None:
 def test_an_extension_that_does_not_work(
     monkeypatch: pytest.MonkeyPatch, report: Report, load: Callable[[], Any], problem: str
 ) -> None:
-    monkeypatch.setattr(native, "_load", load)
+    native.device_available.cache_clear()
+    monkeypatch.setattr(native_support, "load", load)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(name=name))
     monkeypatch.setattr(doctor, "_choice", lambda *args: {"backend": "cpp", "why": []})
     (what,) = broken(report())
