@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from vitgan_kernels.modulated_siren.closed_form import Stack, backward, double_backward
+from vitgan_kernels.modulated_siren.closed_form import Stack, backward, demodulation, double_backward
 
 OMEGA = 1.3
 KINDS = [(True, True), (True, False), (False, True), (False, False)]
@@ -56,6 +56,25 @@ def test_first_and_second_order(widths: tuple[int, ...], shared: bool, scaled: b
     lists = [[next(rest) for _ in part] for part in ([0], stack.weights, stack.styles, stack.scales, stack.biases)]
     tangents = Stack(lists[0][0], lists[1], lists[2], lists[3], lists[4])
     dgrad, dparts = double_backward(tangents, grad, stack, OMEGA, sine)
+    torch.testing.assert_close(dgrad, exact_grad)
+    torch.testing.assert_close(parts_of(dparts), exact_parts)
+
+
+@pytest.mark.parametrize("widths", [(2, 3), (2, 1, 3, 2)], ids=str)
+def test_scales_that_are_the_demodulation(widths: tuple[int, ...]) -> None:
+    stack, eps = stack_of(widths, shared=True, scaled=False, biased=True), 0.1
+    parts, grad = parts_of(stack), leaf(2, 3, widths[-1])
+    scales = [demodulation(w, s, eps) for w, s, *_ in stack.layers()]
+    out = forward(Stack(stack.x, stack.weights, stack.styles, scales, stack.biases), True)
+    exact = torch.autograd.grad(out, parts, grad, create_graph=True)
+    torch.testing.assert_close(parts_of(backward(grad, stack, OMEGA, True, eps)), list(exact))
+
+    cotangents = [torch.randn_like(part) for part in parts]
+    exact_grad, *exact_parts = torch.autograd.grad(exact, [grad, *parts], cotangents)
+    depth = len(stack.weights)
+    weights, styles, biases = (cotangents[1 + i * depth : 1 + (i + 1) * depth] for i in range(3))
+    tangents = Stack(cotangents[0], weights, styles, [], biases)
+    dgrad, dparts = double_backward(tangents, grad, stack, OMEGA, True, eps)
     torch.testing.assert_close(dgrad, exact_grad)
     torch.testing.assert_close(parts_of(dparts), exact_parts)
 
