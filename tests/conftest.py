@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of the kernels, which fixes it
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of the kernels, which fixes it
 
 # On a GPU, what plain PyTorch computes repeats bit for bit with this alone, and in float32 rounds nothing to TF32.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

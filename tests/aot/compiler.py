@@ -26,21 +26,19 @@ from triton.runtime.jit import JITFunction
 from vitgan_kernels import triton_support
 
 TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_89": GPUTarget("cuda", 89, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
+    **{f"sm_{number}": GPUTarget("cuda", number, 32) for number in (80, 86, 89, 90, 100, 120)},
+    **{name: GPUTarget("hip", name, 64) for name in ("gfx90a", "gfx942", "gfx950")},
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-# A block's limit on consumer cards of compute capability 8.6 to 12.0, below the 163 to 227 KB of A100 to B200; on
-# CDNA3 the local data share of a compute unit.
+# Bytes a block can have: on consumer cards (8.6, 8.9, 12.0) below the 163 to 227 KiB of A100 to B200, and the tables
+# are the same; on AMD GPUs before gfx950 the local data share of a compute unit.
 SHARED_LIMIT = {"cuda": 99 * 1024, "hip": 64 * 1024}
 TENSOR_INSTRUCTIONS = {
-    "sm_80": ("HMMA",),
-    "sm_89": ("HMMA",),
+    **dict.fromkeys(TARGETS, ("HMMA",)),
     "sm_90": ("HMMA", "HGMMA"),
     "sm_100": ("HMMA", "UTCHMMA"),
-    "gfx942": ("v_mfma",),
+    **dict.fromkeys(("gfx90a", "gfx942", "gfx950"), ("v_mfma",)),
+    "gfx1100": ("v_wmma",),
 }
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
 
@@ -97,7 +95,9 @@ def recorded(case: Case, target: str) -> list[Launch]:
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(triton_support, "target", return_value=TARGETS[target].backend),
-        mock.patch.object(triton_support, "generation", return_value=int(target[3:-1] if target[:3] == "sm_" else 9)),
+        mock.patch.object(
+            triton_support, "generation", return_value=int(target[3:-1]) if TARGETS[target].backend == "cuda" else 9
+        ),
     ):
         case.run()
     return launches

@@ -2,9 +2,9 @@
 
     python -m tests.aot.gate [--all] [--target sm_90] [NAME ...]
 
-Prints a table of registers, shared memory and instructions, and exits with status 1 if a kernel spills registers, needs
-more shared memory than a block has, or does not use the tensor cores where it should. Without --all, only the cases
-marked quick. NAME picks the cases whose name contains it.
+Prints a table of registers, spills, shared memory and instructions, and exits with status 1 if a kernel spills
+registers, needs more shared memory than a block has, or does not use the tensor cores where it should. Without --all,
+only the cases marked quick. NAME picks the cases whose name contains it.
 """
 
 import argparse
@@ -18,9 +18,13 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 from tests.aot.compiler import TARGETS, Case, Compiled, compiled, complaints, recorded
 
-SHIPPED_FOR = ("sm_80", "sm_90", "sm_100", "gfx942")  # the targets of every run
+# The targets of every run. Not gfx1100, which is compiled for on demand: tiles for AMD are chosen for warps of 64, and
+# there, where they have 32 threads, half of the kernels spill.
+SHIPPED_FOR = tuple(target for target in TARGETS if target != "gfx1100")
 OPERATORS = ("l2_attention", "modulated_siren")
-COLUMNS = f"{'case':<44} {'kernel':<28} {'target':<7} {'registers':>9} {'shared':>7} {'tensor':>6} {'all':>6}"
+COLUMNS = (
+    f"{'case':<44} {'kernel':<28} {'target':<7} {'registers':>9} {'spills':>6} {'shared':>7} {'tensor':>6} {'all':>6}"
+)
 Row = tuple[str, Compiled | None, list[str]]
 
 
@@ -45,7 +49,8 @@ def check(operator: str, index: int, target: str) -> list[Row]:
 
 
 def _figures(result: Compiled) -> str:
-    return f"{result.registers:>9} {result.shared:>7} {result.tensor_instructions:>6} {result.instructions:>6}"
+    memory = f"{result.registers:>9} {result.spills:>6} {result.shared:>7}"
+    return f"{memory} {result.tensor_instructions:>6} {result.instructions:>6}"
 
 
 def main(arguments: list[str] | None = None) -> int:

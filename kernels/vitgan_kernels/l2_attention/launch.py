@@ -12,7 +12,10 @@ import triton
 from torch import Tensor
 
 from vitgan_kernels import triton_support
-from vitgan_kernels.l2_attention import tiles, triton_short, triton_tiled, triton_tiled_second
+from vitgan_kernels.l2_attention import kernels_short as short
+from vitgan_kernels.l2_attention import kernels_tiled as tiled
+from vitgan_kernels.l2_attention import kernels_tiled_second as second
+from vitgan_kernels.l2_attention import tiles
 from vitgan_kernels.l2_attention.layout import empty_like, empty_lse, row_sums
 
 
@@ -22,9 +25,9 @@ def forward(q: Tensor, k: Tensor | None, v: Tensor, scale: float, euclidean: boo
     call = _Call(0, q, k, v, scale, euclidean)
     q, keys, v = _loadable(q, call.keys, v)
     if call.short:
-        call.run(triton_short.forward, [q, keys, v, out, lse], [q, keys, v, out], per=None)
+        call.run(short.forward, [q, keys, v, out, lse], [q, keys, v, out], per=None)
     else:
-        call.run(triton_tiled.forward, [q, keys, v, out, lse], [q, keys, v, out], per="rows")
+        call.run(tiled.forward, [q, keys, v, out, lse], [q, keys, v, out], per="rows")
     return out, lse
 
 
@@ -36,17 +39,18 @@ def backward(
     dq, dk, dv = call.query_gradient(q), empty_like(call.keys), empty_like(v)
     grad, q, keys, v, out = _loadable(grad, q, call.keys, v, out)
     if call.short:
-        call.run(triton_short.backward, [grad, q, keys, v, dq, dk, dv], [grad, q, keys, v, dq, dk, dv], per=None)
+        call.run(short.backward, [grad, q, keys, v, dq, dk, dv], [grad, q, keys, v, dq, dk, dv], per=None)
     elif call.tied:
-        call.run(triton_tiled.backward_tied, [grad, q, v, out, lse, dk, dv], [grad, q, v, out, dk, dv], per="rows")
+        call.run(tiled.backward_tied, [grad, q, v, out, lse, dk, dv], [grad, q, v, out, dk, dv], per="rows")
     else:
         delta = row_sums(q)
         call.run(
-            triton_tiled.backward_rows, [grad, q, keys, v, out, lse, delta, dq], [grad, q, keys, v, out, dq], per="rows"
+            tiled.backward_rows,
+            [grad, q, keys, v, out, lse, delta, dq],
+            [grad, q, keys, v, out, dq],
+            per="rows",
         )
-        call.run(
-            triton_tiled.backward_keys, [grad, q, keys, v, lse, delta, dk, dv], [grad, q, keys, v, dk, dv], per="keys"
-        )
+        call.run(tiled.backward_keys, [grad, q, keys, v, lse, delta, dk, dv], [grad, q, keys, v, dk, dv], per="keys")
     return (dk, None, dv) if call.tied else (dq, dk, dv)
 
 
@@ -71,12 +75,12 @@ def double_backward(
     inputs = [a, b, c, grad, q, keys, v]
     if call.short:
         results = [ddo, dq, dk, dv]
-        call.run(triton_short.double_backward, [*inputs, *results], [*inputs, *results], per=None)
+        call.run(short.double_backward, [*inputs, *results], [*inputs, *results], per=None)
     else:
         sums = [lse, row_sums(q), row_sums(q), row_sums(q)]
-        call.run(triton_tiled_second.second_order_sums, [*inputs, out, *sums], [*inputs, out], per="rows")
-        call.run(triton_tiled_second.second_order_rows, [*inputs, *sums, ddo, dq], [*inputs, ddo, dq], per="rows")
-        call.run(triton_tiled_second.second_order_keys, [*inputs, *sums, dq, dk, dv], [*inputs, dq, dk, dv], per="keys")
+        call.run(second.second_order_sums, [*inputs, out, *sums], [*inputs, out], per="rows")
+        call.run(second.second_order_rows, [*inputs, *sums, ddo, dq], [*inputs, ddo, dq], per="rows")
+        call.run(second.second_order_keys, [*inputs, *sums, dq, dk, dv], [*inputs, dq, dk, dv], per="keys")
     return (ddo, dk, None, dv) if call.tied else (ddo, dq, dk, dv)
 
 
@@ -122,4 +126,4 @@ class _Call:
             length = self.n if per == "rows" else self.m
             programs *= triton.cdiv(length, tile["ROWS" if per == "rows" else "KEYS"])
         strides = [stride for x in strided for stride in x.stride()[:3]]
-        kernel[(programs,)](*pointers, *strides, *self.sizes, **self.constants, **tile)
+        kernel[(programs,)](*pointers, *strides, *self.sizes, **self.constants, **tile, enable_fp_fusion=True)

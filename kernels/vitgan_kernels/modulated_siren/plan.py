@@ -35,10 +35,12 @@ class Tile:
     warps: int
     stages: int
     hidden: int = 0  # features of the first of two hidden layers at a time
+    registers: int = 0  # at most, of a thread (CUDA); 0 leaves it to the assembler, which spills for a second block
 
     def options(self) -> dict[str, int]:
         """Options of the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | limit
 
 
 # kernel: kind: tile. Chosen so that nothing spills and shared memory stays below 99 KB (CUDA), 64 KB (AMD), as
@@ -54,7 +56,7 @@ _TILES: dict[str, dict[str, Tile]] = {
         "tf32": Tile(64, 64, 32, 4, 2),
     },
     "network3_forward": {
-        "half": Tile(64, 128, 32, 8, 2, hidden=64),
+        "half": Tile(64, 128, 32, 8, 2, hidden=64, registers=255),
         "tf32": Tile(32, 128, 32, 8, 2, hidden=32),
     },
     "wide_network3_forward": {
@@ -81,8 +83,15 @@ _TILES: dict[str, dict[str, Tile]] = {
         "ieee": Tile(16, 32, 64, 4, 2),
     },
 }
+# Consumer Blackwell, compute capability 12.
+_RTX_50_TILES: dict[str, dict[str, Tile]] = {
+    "network3_forward": {"half": Tile(64, 128, 32, 8, 2, hidden=32)},
+}
 _HIP_TILES: dict[str, dict[str, Tile]] = {
-    "network3_forward": {"tf32": Tile(32, 128, 32, 4, 2, hidden=32)},
+    "network3_forward": {
+        "half": Tile(64, 128, 32, 8, 2, hidden=64),
+        "tf32": Tile(32, 128, 32, 4, 2, hidden=32),
+    },
     "wide_network3_forward": {"half": Tile(32, 128, 32, 4, 2, hidden=32)},
 }
 
@@ -102,8 +111,8 @@ def widths(weights: Sequence[Tensor]) -> list[int]:
 def tile(kernel: str, kind: Kind, target: str, *, columns: int, depth: int) -> Tile:
     """The tile of a kernel, no larger than there are columns and depth to fill it (16 at least, for tensor cores)."""
     chosen = _TILES[kernel][kind]
-    if target == "hip":
-        chosen = _HIP_TILES.get(kernel, {}).get(kind, chosen)
+    other = _HIP_TILES if target == "hip" else _RTX_50_TILES if triton_support.generation() == 12 else {}
+    chosen = other.get(kernel, {}).get(kind, chosen)
     return replace(
         chosen,
         columns=min(chosen.columns, max(16, power_of_two(columns))),

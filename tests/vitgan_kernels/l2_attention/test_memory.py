@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from vitgan_kernels.l2_attention import launch, triton_tiles
+from vitgan_kernels.l2_attention import kernels, launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.float16  # in float32 the tokens are centred first
@@ -21,9 +21,8 @@ DTYPE = torch.float16  # in float32 the tokens are centred first
 
 @triton.jit
 def addresses(X, OUT, head, HEADS, start, stride_b, stride_h, stride_n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    tokens = tl.arange(0, BLOCK)
-    rows = triton_tiles.token_rows(X, head, HEADS, start, tokens, stride_b, stride_h, stride_n)
-    tl.store(OUT + tokens, rows.to(tl.int64))
+    rows = kernels.token_rows((X, stride_b, stride_h, stride_n), head, HEADS, start, BLOCK)
+    tl.store(OUT + tl.arange(0, BLOCK), rows.to(tl.int64))
 
 
 @pytest.mark.parametrize(

@@ -30,20 +30,24 @@ def product(a, b, PRECISION: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION)
 
 
+# A tensor (B, H, N, width) is (pointer, stride of B, of H, of N). Tokens of it are (tile, pointers to its rows, which
+# rows are there); a tile is 0 in rows and columns that are not.
+
+
 @triton.jit
-def token_rows(X, head, HEADS, start, tokens, stride_b, stride_h, stride_n):
-    """Pointers to tokens start + tokens of the head-th (batch, head) of X (B, H, N, width).
+def token_rows(x, head, HEADS, start, BLOCK: tl.constexpr):
+    """Pointers to BLOCK tokens from `start` of the head-th (batch, head).
 
     All offsets are 64-bit numbers: where tokens are the outermost dimension in memory, so few as two can be 2^31 apart.
     """
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
-    offsets = tl.cast(start, tl.int64) * stride_n + tokens.to(tl.int64) * stride_n
-    return X + b * stride_b + h * stride_h + offsets
+    offsets = tl.cast(start, tl.int64) * x[3] + tl.arange(0, BLOCK).to(tl.int64) * x[3]
+    return x[0] + b * x[1] + h * x[2] + offsets
 
 
 @triton.jit
 def load_tile(rows, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
-    """A tile of BLOCK columns from pointers to its rows; 0 outside. FULL: width is BLOCK."""
+    """A tile of BLOCK columns from pointers to its rows. FULL: width is BLOCK."""
     columns = tl.arange(0, BLOCK)
     mask = valid[:, None] if FULL else valid[:, None] & (columns[None, :] < width)
     return tl.load(rows[:, None] + columns[None, :], mask=mask, other=0.0)
@@ -51,19 +55,35 @@ def load_tile(rows, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def load_tokens(
-    X, head, HEADS, start, tokens, valid, stride_b, stride_h, stride_n, width, BLOCK: tl.constexpr, FULL: tl.constexpr
+    x, head, HEADS, start, LENGTH, width, WIDTH: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """(tile, pointers to its rows, which rows are valid) of tokens start + tokens."""
-    rows = token_rows(X, head, HEADS, start, tokens, stride_b, stride_h, stride_n)
-    return load_tile(rows, valid, width, BLOCK, FULL), rows, valid
+    """BLOCK tokens from `start` of LENGTH."""
+    rows = token_rows(x, head, HEADS, start, BLOCK)
+    valid = start + tl.arange(0, BLOCK) < LENGTH
+    return load_tile(rows, valid, width, WIDTH, FULL), rows, valid
 
 
 @triton.jit
-def store_tile(rows, tile, valid, width, BLOCK: tl.constexpr, FULL: tl.constexpr):
-    """The reverse of `load_tile`, in the dtype of the memory."""
-    columns = tl.arange(0, BLOCK)
+def store_tokens(x, tile, head, HEADS, start, LENGTH, width, FULL: tl.constexpr):
+    """The reverse of `load_tokens`, in the dtype of the memory."""
+    rows = token_rows(x, head, HEADS, start, tile.shape[0])
+    valid = start + tl.arange(0, tile.shape[0]) < LENGTH
+    columns = tl.arange(0, tile.shape[1])
     mask = valid[:, None] if FULL else valid[:, None] & (columns[None, :] < width)
     tl.store(rows[:, None] + columns[None, :], tile.to(rows.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def own_tile(LENGTH, BLOCK: tl.constexpr):
+    """(batch, head) and first token of the tile that this program owns."""
+    tiles = tl.cdiv(LENGTH, BLOCK)
+    return tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * BLOCK
+
+
+@triton.jit
+def row_numbers(head, N, start, BLOCK: tl.constexpr):
+    """Where BLOCK queries from `start` have their row sums."""
+    return head.to(tl.int64) * N + start + tl.arange(0, BLOCK)
 
 
 @triton.jit

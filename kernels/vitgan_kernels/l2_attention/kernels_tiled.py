@@ -10,7 +10,7 @@ where K, its gradients and cotangents drop out of the bytes of the other lines w
 
 Rows passes own queries and write what belongs to them, with the row sums; keys passes own keys and read those sums.
 With K = Q a token is both, and the backward is one pass: what it gives and what it takes share q_i . q_j, and the two
-gradients one product. The second order (`triton_tiled_second.py`) would have to hold 13 tiles at once to do so.
+gradients one product. The second order (`kernels_tiled_second.py`) would have to hold 13 tiles at once to do so.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -18,17 +18,18 @@ gradients one product. The second order (`triton_tiled_second.py`) would have to
 import triton
 import triton.language as tl
 
-from vitgan_kernels.l2_attention.triton_tiles import (
+from vitgan_kernels.l2_attention.kernels import (
     inner,
     load_lse,
     load_tokens,
+    own_tile,
     probabilities,
     row_inner,
+    row_numbers,
     scores,
     scores_both_ways,
     store_lse,
-    store_tile,
-    token_rows,
+    store_tokens,
     weighted_sum,
     whole,
 )
@@ -43,29 +44,23 @@ def forward(
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """O and the log-sum-exp of a tile of queries, by an online softmax over the keys."""
-    tiles = tl.cdiv(N, ROWS)
-    head, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * ROWS
-    rows = tl.arange(0, ROWS)
-    valid = start + rows < N
-    q = load_tokens(Q, head, HEADS, start, rows, valid, q_b, q_h, q_n, d, D, FULL_D)
+    head, start = own_tile(N, ROWS)
+    q = load_tokens((Q, q_b, q_h, q_n), head, HEADS, start, N, d, D, FULL_D, ROWS)  # (ROWS, D)
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     out = tl.zeros((ROWS, E), tl.float32)
-    keys = tl.arange(0, KEYS)
     for first in range(0, M, KEYS):
-        present = first + keys < M
-        k = load_tokens(K, head, HEADS, first, keys, present, k_b, k_h, k_n, d, D, FULL_D)
-        v = load_tokens(V, head, HEADS, first, keys, present, v_b, v_h, v_n, e, E, FULL_E)
-        score, _, _ = scores(q, k, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)
+        k = load_tokens((K, k_b, k_h, k_n), head, HEADS, first, M, d, D, FULL_D, KEYS)  # (KEYS, D)
+        v = load_tokens((V, v_b, v_h, v_n), head, HEADS, first, M, e, E, FULL_E, KEYS)  # (KEYS, E)
+        score, _, _ = scores(q, k, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)  # (ROWS, KEYS)
         higher = tl.maximum(highest, tl.max(score, 1))
         p = tl.exp2(score - higher[:, None])
         shrink = tl.exp2(highest - higher)
         total = total * shrink + tl.sum(p, 1)
         out = out * shrink[:, None] + weighted_sum(p, v, e, CHUNK, FULL_E, PRECISION)
         highest = higher
-    o_rows = token_rows(OUT, head, HEADS, start, rows, o_b, o_h, o_n)
-    store_tile(o_rows, out / total[:, None], valid, e, E, FULL_E)
-    store_lse(LSE, PLANE, head.to(tl.int64) * N + start + rows, valid, highest, total)
+    store_tokens((OUT, o_b, o_h, o_n), out / total[:, None], head, HEADS, start, N, e, FULL_E)
+    store_lse(LSE, PLANE, row_numbers(head, N, start, ROWS), q[2], highest, total)
 
 
 @triton.jit
@@ -77,32 +72,26 @@ def backward_rows(
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """dQ and D of a tile of queries; G is dO."""
-    tiles = tl.cdiv(N, ROWS)
-    head, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * ROWS
-    rows = tl.arange(0, ROWS)
-    valid = start + rows < N
-    q = load_tokens(Q, head, HEADS, start, rows, valid, q_b, q_h, q_n, d, D, FULL_D)
-    grad = load_tokens(G, head, HEADS, start, rows, valid, g_b, g_h, g_n, e, E, FULL_E)
-    out = load_tokens(OUT, head, HEADS, start, rows, valid, o_b, o_h, o_n, e, E, FULL_E)
-    delta = row_inner(grad, out, e, CHUNK)
-    sums = head.to(tl.int64) * N + start + rows
-    lse = load_lse(LSE, PLANE, sums, valid)
-    tl.store(DELTA + sums, delta, mask=valid)
+    head, start = own_tile(N, ROWS)
+    q = load_tokens((Q, q_b, q_h, q_n), head, HEADS, start, N, d, D, FULL_D, ROWS)  # (ROWS, D)
+    grad = load_tokens((G, g_b, g_h, g_n), head, HEADS, start, N, e, E, FULL_E, ROWS)  # (ROWS, E)
+    out = load_tokens((OUT, o_b, o_h, o_n), head, HEADS, start, N, e, E, FULL_E, ROWS)
+    delta = row_inner(grad, out, e, CHUNK)  # (ROWS,)
+    sums = row_numbers(head, N, start, ROWS)
+    lse = load_lse(LSE, PLANE, sums, q[2])
+    tl.store(DELTA + sums, delta, mask=q[2])
     weight = tl.zeros((ROWS,), tl.float32)
     pulled = tl.zeros((ROWS, D), tl.float32)
-    keys = tl.arange(0, KEYS)
     for first in range(0, M, KEYS):
-        present = first + keys < M
-        k = load_tokens(K, head, HEADS, first, keys, present, k_b, k_h, k_n, d, D, FULL_D)
-        v = load_tokens(V, head, HEADS, first, keys, present, v_b, v_h, v_n, e, E, FULL_E)
-        score, slope, _ = scores(q, k, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)
-        p = probabilities(score, lse)
-        ds = p * (inner(grad, v, e, CHUNK, PRECISION) - delta[:, None])
+        k = load_tokens((K, k_b, k_h, k_n), head, HEADS, first, M, d, D, FULL_D, KEYS)  # (KEYS, D)
+        v = load_tokens((V, v_b, v_h, v_n), head, HEADS, first, M, e, E, FULL_E, KEYS)  # (KEYS, E)
+        score, slope, _ = scores(q, k, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)  # (ROWS, KEYS)
+        ds = probabilities(score, lse) * (inner(grad, v, e, CHUNK, PRECISION) - delta[:, None])
         pull = (slope * ds).to(k[0].dtype)
         weight += tl.sum(pull.to(tl.float32), 1)
         pulled += weighted_sum(pull, k, d, CHUNK, FULL_D, PRECISION)
     dq = weight[:, None] * whole(q, d, CHUNK, FULL_D).to(tl.float32) - pulled
-    store_tile(token_rows(DQ, head, HEADS, start, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)
+    store_tokens((DQ, dq_b, dq_h, dq_n), dq, head, HEADS, start, N, d, FULL_D)
 
 
 @triton.jit
@@ -114,33 +103,27 @@ def backward_keys(
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a tile of keys."""
-    tiles = tl.cdiv(M, KEYS)
-    head, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * KEYS
-    keys = tl.arange(0, KEYS)
-    present = start + keys < M
-    k = load_tokens(K, head, HEADS, start, keys, present, k_b, k_h, k_n, d, D, FULL_D)
-    v = load_tokens(V, head, HEADS, start, keys, present, v_b, v_h, v_n, e, E, FULL_E)
+    head, start = own_tile(M, KEYS)
+    k = load_tokens((K, k_b, k_h, k_n), head, HEADS, start, M, d, D, FULL_D, KEYS)  # (KEYS, D)
+    v = load_tokens((V, v_b, v_h, v_n), head, HEADS, start, M, e, E, FULL_E, KEYS)  # (KEYS, E)
     weight = tl.zeros((KEYS,), tl.float32)
     pulled = tl.zeros((KEYS, D), tl.float32)
     dv = tl.zeros((KEYS, E), tl.float32)
-    rows = tl.arange(0, ROWS)
     for first in range(0, N, ROWS):
-        valid = first + rows < N
-        q = load_tokens(Q, head, HEADS, first, rows, valid, q_b, q_h, q_n, d, D, FULL_D)
-        grad = load_tokens(G, head, HEADS, first, rows, valid, g_b, g_h, g_n, e, E, FULL_E)
-        sums = head.to(tl.int64) * N + first + rows
-        lse = load_lse(LSE, PLANE, sums, valid)
-        delta = tl.load(DELTA + sums, mask=valid, other=0.0)
-        score, slope, _ = scores(q, k, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)
-        p = probabilities(score, lse)
+        q = load_tokens((Q, q_b, q_h, q_n), head, HEADS, first, N, d, D, FULL_D, ROWS)  # (ROWS, D)
+        grad = load_tokens((G, g_b, g_h, g_n), head, HEADS, first, N, e, E, FULL_E, ROWS)  # (ROWS, E)
+        sums = row_numbers(head, N, first, ROWS)
+        delta = tl.load(DELTA + sums, mask=q[2], other=0.0)  # (ROWS,)
+        score, slope, _ = scores(q, k, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)  # (ROWS, KEYS)
+        p = probabilities(score, load_lse(LSE, PLANE, sums, q[2]))
         dv += weighted_sum(tl.trans(p), grad, e, CHUNK, FULL_E, PRECISION)
         ds = p * (inner(grad, v, e, CHUNK, PRECISION) - delta[:, None])
         pull = (slope * ds).to(k[0].dtype)
         weight += tl.sum(pull.to(tl.float32), 0)
         pulled += weighted_sum(tl.trans(pull), q, d, CHUNK, FULL_D, PRECISION)
     dk = weight[:, None] * whole(k, d, CHUNK, FULL_D).to(tl.float32) - pulled
-    store_tile(token_rows(DK, head, HEADS, start, keys, dk_b, dk_h, dk_n), dk, present, d, D, FULL_D)
-    store_tile(token_rows(DV, head, HEADS, start, keys, dv_b, dv_h, dv_n), dv, present, e, E, FULL_E)
+    store_tokens((DK, dk_b, dk_h, dk_n), dk, head, HEADS, start, M, d, FULL_D)
+    store_tokens((DV, dv_b, dv_h, dv_n), dv, head, HEADS, start, M, e, FULL_E)
 
 
 @triton.jit
@@ -152,31 +135,25 @@ def backward_tied(
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The whole gradients dQ + dK and dV of a tile of tokens i where K = Q: as queries of all j, and as their keys."""
-    tiles = tl.cdiv(N, ROWS)
-    head, start = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * ROWS
-    rows = tl.arange(0, ROWS)
-    valid = start + rows < N
-    q = load_tokens(Q, head, HEADS, start, rows, valid, q_b, q_h, q_n, d, D, FULL_D)
-    v = load_tokens(V, head, HEADS, start, rows, valid, v_b, v_h, v_n, e, E, FULL_E)
-    grad = load_tokens(G, head, HEADS, start, rows, valid, g_b, g_h, g_n, e, E, FULL_E)
-    out = load_tokens(OUT, head, HEADS, start, rows, valid, o_b, o_h, o_n, e, E, FULL_E)
-    delta = row_inner(grad, out, e, CHUNK)
-    sums = head.to(tl.int64) * N + start + rows
-    lse = load_lse(LSE, PLANE, sums, valid)
+    head, start = own_tile(N, ROWS)
+    q = load_tokens((Q, q_b, q_h, q_n), head, HEADS, start, N, d, D, FULL_D, ROWS)  # (ROWS, D)
+    v = load_tokens((V, v_b, v_h, v_n), head, HEADS, start, N, e, E, FULL_E, ROWS)  # (ROWS, E)
+    grad = load_tokens((G, g_b, g_h, g_n), head, HEADS, start, N, e, E, FULL_E, ROWS)
+    out = load_tokens((OUT, o_b, o_h, o_n), head, HEADS, start, N, e, E, FULL_E, ROWS)
+    delta = row_inner(grad, out, e, CHUNK)  # (ROWS,)
+    lse = load_lse(LSE, PLANE, row_numbers(head, N, start, ROWS), q[2])
     weight = tl.zeros((ROWS,), tl.float32)
     pulled = tl.zeros((ROWS, D), tl.float32)
     dv = tl.zeros((ROWS, E), tl.float32)
-    others = tl.arange(0, KEYS)
     for first in range(0, N, KEYS):
-        present = first + others < N
-        q_j = load_tokens(Q, head, HEADS, first, others, present, q_b, q_h, q_n, d, D, FULL_D)
-        v_j = load_tokens(V, head, HEADS, first, others, present, v_b, v_h, v_n, e, E, FULL_E)
-        grad_j = load_tokens(G, head, HEADS, first, others, present, g_b, g_h, g_n, e, E, FULL_E)
-        out_j = load_tokens(OUT, head, HEADS, first, others, present, o_b, o_h, o_n, e, E, FULL_E)
-        delta_j = row_inner(grad_j, out_j, e, CHUNK)
-        lse_j = load_lse(LSE, PLANE, head.to(tl.int64) * N + first + others, present)
+        q_j = load_tokens((Q, q_b, q_h, q_n), head, HEADS, first, N, d, D, FULL_D, KEYS)  # (KEYS, D)
+        v_j = load_tokens((V, v_b, v_h, v_n), head, HEADS, first, N, e, E, FULL_E, KEYS)  # (KEYS, E)
+        grad_j = load_tokens((G, g_b, g_h, g_n), head, HEADS, first, N, e, E, FULL_E, KEYS)
+        out_j = load_tokens((OUT, o_b, o_h, o_n), head, HEADS, first, N, e, E, FULL_E, KEYS)
+        delta_j = row_inner(grad_j, out_j, e, CHUNK)  # (KEYS,)
+        lse_j = load_lse(LSE, PLANE, row_numbers(head, N, first, KEYS), q_j[2])
         taken, given, slope = scores_both_ways(q, q_j, scale, score_scale, d, EUCLIDEAN, CHUNK, PRECISION)
-        p = probabilities(taken, lse)
+        p = probabilities(taken, lse)  # (ROWS, KEYS), like all below
         p_j = tl.exp2((given - lse_j[0][None, :]) - lse_j[1][None, :])
         dv += weighted_sum(p_j, grad_j, e, CHUNK, FULL_E, PRECISION)
         ds = p * (inner(grad, v_j, e, CHUNK, PRECISION) - delta[:, None])
@@ -185,5 +162,5 @@ def backward_tied(
         weight += tl.sum(pull.to(tl.float32), 1)
         pulled += weighted_sum(pull, q_j, d, CHUNK, FULL_D, PRECISION)
     dq = weight[:, None] * whole(q, d, CHUNK, FULL_D).to(tl.float32) - pulled
-    store_tile(token_rows(DQ, head, HEADS, start, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)
-    store_tile(token_rows(DV, head, HEADS, start, rows, dv_b, dv_h, dv_n), dv, valid, e, E, FULL_E)
+    store_tokens((DQ, dq_b, dq_h, dq_n), dq, head, HEADS, start, N, d, FULL_D)
+    store_tokens((DV, dv_b, dv_h, dv_n), dv, head, HEADS, start, N, e, FULL_E)

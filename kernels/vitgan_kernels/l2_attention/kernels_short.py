@@ -1,6 +1,6 @@
 """L2 attention of short sequences: one program has a (batch, head), its keys held throughout; one launch an order.
 
-The floor is that of `triton_tiled.py` less O and the row sums, which no derivative needs here: with every key at hand
+The floor is that of `kernels_tiled.py` less O and the row sums, which no derivative needs here: with every key at hand
 the softmax and D, the row sum of P dP, are done again, exactly. Every input is read once, every result written once.
 
 Keys are held in two blocks, FIRST and REST long (REST may be 0), because lengths just above a power of two are what
@@ -15,15 +15,16 @@ import triton
 import triton.language as tl
 
 from vitgan_kernels.l2_attention import tiles as shapes
-from vitgan_kernels.l2_attention.triton_tiles import (
+from vitgan_kernels.l2_attention.kernels import (
     load_tile,
     load_tokens,
     product,
+    row_numbers,
     row_products,
     scores,
     second_order,
     store_lse,
-    store_tile,
+    store_tokens,
     tangents,
     token_rows,
 )
@@ -33,27 +34,49 @@ WHOLE: tl.constexpr = tl.constexpr(shapes.WIDEST)
 
 
 @triton.jit
-def attend(
-    query, first, rest, scale, score_scale, d, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr
-):
-    """O of a block of queries, with the highest scores and sums of its softmax.
+def load_keys(
+    at_k, at_v, head, HEADS, start, M, d, e,
+    D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(k, pointers to its rows, which keys are there, v) of a block of keys: (BLOCK, D), (BLOCK, E)."""
+    v = load_tokens(at_v, head, HEADS, start, M, e, E, FULL_E, BLOCK)
+    return load_tokens(at_k, head, HEADS, start, M, d, D, FULL_D, BLOCK) + (v[0],)  # noqa: RUF005 Triton's tuples
 
-    query: (q, q_rows, valid); first, rest: (k, k_rows, present, v) of the two blocks of keys.
-    """
-    score, _, _ = scores(query, first, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)
+
+@triton.jit
+def store_key_gradients(
+    at_dq, at_dk, at_dv, dk, dv, head, HEADS, start, M, d, e,
+    D: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, TIED: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of a block of keys; with TIED, dQ, which this program left in float32, is added to dK."""
+    if TIED:
+        present = start + tl.arange(0, dk.shape[0]) < M
+        dk += load_tile(token_rows(at_dq, head, HEADS, start, dk.shape[0]), present, d, D, FULL_D)
+    store_tokens(at_dk, dk, head, HEADS, start, M, d, FULL_D)
+    store_tokens(at_dv, dv, head, HEADS, start, M, e, FULL_E)
+
+
+@triton.jit
+def attend(
+    query, first, rest, at_out, LSE, PLANE, head, HEADS, start, N, scale, score_scale, d, e,
+    FULL_E: tl.constexpr, EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """O and the log-sum-exp of a block of queries (q, q_rows, valid) and the two blocks of keys."""
+    score, _, _ = scores(query, first, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)  # (rows, FIRST)
     highest = tl.max(score, 1)
     if REST > 0:
-        score_rest, _, _ = scores(query, rest, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)
+        score_rest, _, _ = scores(query, rest, scale, score_scale, d, EUCLIDEAN, WHOLE, PRECISION)  # (rows, REST)
         highest = tl.maximum(highest, tl.max(score_rest, 1))
     v = first[3]
     p = tl.exp2(score - highest[:, None])
     total = tl.sum(p, 1)
-    out = product(p.to(v.dtype), v, PRECISION)
+    out = product(p.to(v.dtype), v, PRECISION)  # (rows, E)
     if REST > 0:
         p = tl.exp2(score_rest - highest[:, None])
         total += tl.sum(p, 1)
         out += product(p.to(v.dtype), rest[3], PRECISION)
-    return out / total[:, None], highest, total
+    store_tokens(at_out, out / total[:, None], head, HEADS, start, N, e, FULL_E)
+    store_lse(LSE, PLANE, row_numbers(head, N, start, out.shape[0]), query[2], highest, total)
 
 
 @triton.jit
@@ -66,37 +89,22 @@ def forward(
 ):  # fmt: skip
     """O and the log-sum-exp of a (batch, head)."""
     head = tl.program_id(0)
-    lse_rows = LSE + head.to(tl.int64) * N
-    tokens = tl.arange(0, FIRST)
-    present = tokens < M
-    k_rows = token_rows(K, head, HEADS, 0, tokens, k_b, k_h, k_n)
-    k = load_tile(k_rows, present, d, D, FULL_D)
-    v = load_tile(token_rows(V, head, HEADS, 0, tokens, v_b, v_h, v_n), present, e, E, FULL_E)
-    first = (k, k_rows, present, v)
+    at_k, at_v, at_out = (K, k_b, k_h, k_n), (V, v_b, v_h, v_n), (OUT, o_b, o_h, o_n)
+    first = load_keys(at_k, at_v, head, HEADS, 0, M, d, e, D, E, FULL_D, FULL_E, FIRST)
     rest = first
     if REST > 0:
-        tokens_r = FIRST + tl.arange(0, REST)
-        present_r = tokens_r < M
-        k_rows_r = token_rows(K, head, HEADS, 0, tokens_r, k_b, k_h, k_n)
-        k_r = load_tile(k_rows_r, present_r, d, D, FULL_D)
-        v_r = load_tile(token_rows(V, head, HEADS, 0, tokens_r, v_b, v_h, v_n), present_r, e, E, FULL_E)
-        rest = (k_r, k_rows_r, present_r, v_r)
+        rest = load_keys(at_k, at_v, head, HEADS, FIRST, M, d, e, D, E, FULL_D, FULL_E, REST)
     if TIED:
-        out, highest, total = attend(first, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
-        store_tile(token_rows(OUT, head, HEADS, 0, tokens, o_b, o_h, o_n), out, present, e, E, FULL_E)
-        store_lse(lse_rows, PLANE, tokens, present, highest, total)
+        attend(first, first, rest, at_out, LSE, PLANE, head, HEADS, 0, N, scale, score_scale, d, e,
+               FULL_E, EUCLIDEAN, PRECISION, REST)  # fmt: skip
         if REST > 0:
-            out, highest, total = attend(rest, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
-            store_tile(token_rows(OUT, head, HEADS, 0, tokens_r, o_b, o_h, o_n), out, present_r, e, E, FULL_E)
-            store_lse(lse_rows, PLANE, tokens_r, present_r, highest, total)
+            attend(rest, first, rest, at_out, LSE, PLANE, head, HEADS, FIRST, N, scale, score_scale, d, e,
+                   FULL_E, EUCLIDEAN, PRECISION, REST)  # fmt: skip
     else:
         for start in range(0, N, ROWS):
-            rows = start + tl.arange(0, ROWS)
-            valid = rows < N
-            q = load_tokens(Q, head, HEADS, 0, rows, valid, q_b, q_h, q_n, d, D, FULL_D)
-            out, highest, total = attend(q, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
-            store_tile(token_rows(OUT, head, HEADS, 0, rows, o_b, o_h, o_n), out, valid, e, E, FULL_E)
-            store_lse(lse_rows, PLANE, rows, valid, highest, total)
+            query = load_tokens((Q, q_b, q_h, q_n), head, HEADS, start, N, d, D, FULL_D, ROWS)  # (ROWS, D)
+            attend(query, first, rest, at_out, LSE, PLANE, head, HEADS, start, N, scale, score_scale, d, e,
+                   FULL_E, EUCLIDEAN, PRECISION, REST)  # fmt: skip
 
 
 @triton.jit
@@ -153,52 +161,36 @@ def backward(
 ):  # fmt: skip
     """dQ, dK and dV of a (batch, head); G is dO. With TIED, DQ is scratch in float32, which dK takes in."""
     head = tl.program_id(0)
-    tokens = tl.arange(0, FIRST)
-    present = tokens < M
-    k_rows = token_rows(K, head, HEADS, 0, tokens, k_b, k_h, k_n)
-    k = load_tile(k_rows, present, d, D, FULL_D)
-    v = load_tile(token_rows(V, head, HEADS, 0, tokens, v_b, v_h, v_n), present, e, E, FULL_E)
-    first = (k, k_rows, present, v)
+    at_k, at_v = (K, k_b, k_h, k_n), (V, v_b, v_h, v_n)
+    at_dq, at_dk, at_dv = (DQ, dq_b, dq_h, dq_n), (DK, dk_b, dk_h, dk_n), (DV, dv_b, dv_h, dv_n)
+    first = load_keys(at_k, at_v, head, HEADS, 0, M, d, e, D, E, FULL_D, FULL_E, FIRST)
     rest = first
     dk = tl.zeros((FIRST, D), tl.float32)
     dv = tl.zeros((FIRST, E), tl.float32)
     if REST > 0:
-        tokens_r = FIRST + tl.arange(0, REST)
-        present_r = tokens_r < M
-        k_rows_r = token_rows(K, head, HEADS, 0, tokens_r, k_b, k_h, k_n)
-        k_r = load_tile(k_rows_r, present_r, d, D, FULL_D)
-        v_r = load_tile(token_rows(V, head, HEADS, 0, tokens_r, v_b, v_h, v_n), present_r, e, E, FULL_E)
-        rest = (k_r, k_rows_r, present_r, v_r)
+        rest = load_keys(at_k, at_v, head, HEADS, FIRST, M, d, e, D, E, FULL_D, FULL_E, REST)
         dk_r = tl.zeros((REST, D), tl.float32)
         dv_r = tl.zeros((REST, E), tl.float32)
     for start in range(0, N, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        valid = rows < N
-        q_rows = token_rows(Q, head, HEADS, 0, rows, q_b, q_h, q_n)
-        q = load_tile(q_rows, valid, d, D, FULL_D)
-        grad = load_tile(token_rows(G, head, HEADS, 0, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
+        q, q_rows, valid = load_tokens((Q, q_b, q_h, q_n), head, HEADS, start, N, d, D, FULL_D, ROWS)  # (ROWS, D)
+        grad = load_tokens((G, g_b, g_h, g_n), head, HEADS, start, N, e, E, FULL_E, ROWS)[0]  # (ROWS, E)
         query = (q, q_rows, valid, grad)
         tiles, tiles_r = score_tiles(query, first, rest, scale, score_scale, d, EUCLIDEAN, PRECISION, REST)
-        dp = product(grad, tl.trans(v), PRECISION)
+        dp = product(grad, tl.trans(first[3]), PRECISION)  # (ROWS, FIRST)
         delta = tl.sum(tiles[0] * dp, 1)
         if REST > 0:
-            dp_r = product(grad, tl.trans(v_r), PRECISION)
+            dp_r = product(grad, tl.trans(rest[3]), PRECISION)  # (ROWS, REST)
             delta += tl.sum(tiles_r[0] * dp_r, 1)
         dq, dk, dv = pull(query, first, tiles, dp, delta, dk, dv, PRECISION)
         if REST > 0:
             dq_r, dk_r, dv_r = pull(query, rest, tiles_r, dp_r, delta, dk_r, dv_r, PRECISION)
             dq += dq_r
-        store_tile(token_rows(DQ, head, HEADS, 0, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)
+        store_tokens(at_dq, dq, head, HEADS, start, N, d, FULL_D)
     if TIED:
         tl.debug_barrier()  # the rows of DQ were written by other threads of this program
-        dk += load_tile(token_rows(DQ, head, HEADS, 0, tokens, dq_b, dq_h, dq_n), present, d, D, FULL_D)
-        if REST > 0:
-            dk_r += load_tile(token_rows(DQ, head, HEADS, 0, tokens_r, dq_b, dq_h, dq_n), present_r, d, D, FULL_D)
-    store_tile(token_rows(DK, head, HEADS, 0, tokens, dk_b, dk_h, dk_n), dk, present, d, D, FULL_D)
-    store_tile(token_rows(DV, head, HEADS, 0, tokens, dv_b, dv_h, dv_n), dv, present, e, E, FULL_E)
+    store_key_gradients(at_dq, at_dk, at_dv, dk, dv, head, HEADS, 0, M, d, e, D, FULL_D, FULL_E, TIED)
     if REST > 0:
-        store_tile(token_rows(DK, head, HEADS, 0, tokens_r, dk_b, dk_h, dk_n), dk_r, present_r, d, D, FULL_D)
-        store_tile(token_rows(DV, head, HEADS, 0, tokens_r, dv_b, dv_h, dv_n), dv_r, present_r, e, E, FULL_E)
+        store_key_gradients(at_dq, at_dk, at_dv, dk_r, dv_r, head, HEADS, FIRST, M, d, e, D, FULL_D, FULL_E, TIED)
 
 
 @triton.jit
@@ -269,6 +261,18 @@ def second_rows(
 
 
 @triton.jit
+def load_second_keys(
+    at_b, at_c, at_k, at_v, head, HEADS, start, M, d, e,
+    D: tl.constexpr, E: tl.constexpr, FULL_D: tl.constexpr, FULL_E: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`load_keys`, then (b, c, k . b)."""
+    keys = load_keys(at_k, at_v, head, HEADS, start, M, d, e, D, E, FULL_D, FULL_E, BLOCK)
+    b = load_tokens(at_b, head, HEADS, start, M, d, D, FULL_D, BLOCK)[0]
+    c = load_tokens(at_c, head, HEADS, start, M, e, E, FULL_E, BLOCK)[0]
+    return keys + (b, c, row_products(keys[0], b))  # noqa: RUF005 Triton's tuples
+
+
+@triton.jit
 def double_backward(
     A, B, C, G, Q, K, V, DDO, DQ, DK, DV,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n,
@@ -280,50 +284,28 @@ def double_backward(
 ):  # fmt: skip
     """ddO, dQ2, dK2 and dV2 of a (batch, head). With TIED, DQ is scratch in float32, which dK2 takes in."""
     head = tl.program_id(0)
-    tokens = tl.arange(0, FIRST)
-    present = tokens < M
-    k_rows = token_rows(K, head, HEADS, 0, tokens, k_b, k_h, k_n)
-    k = load_tile(k_rows, present, d, D, FULL_D)
-    v = load_tile(token_rows(V, head, HEADS, 0, tokens, v_b, v_h, v_n), present, e, E, FULL_E)
-    b = load_tile(token_rows(B, head, HEADS, 0, tokens, b_b, b_h, b_n), present, d, D, FULL_D)
-    c = load_tile(token_rows(C, head, HEADS, 0, tokens, c_b, c_h, c_n), present, e, E, FULL_E)
-    kb = row_products(k, b)
-    first = (k, k_rows, present, v, b, c, kb)
+    at_b, at_c, at_k, at_v = (B, b_b, b_h, b_n), (C, c_b, c_h, c_n), (K, k_b, k_h, k_n), (V, v_b, v_h, v_n)
+    at_dq, at_dk, at_dv = (DQ, dq_b, dq_h, dq_n), (DK, dk_b, dk_h, dk_n), (DV, dv_b, dv_h, dv_n)
+    first = load_second_keys(at_b, at_c, at_k, at_v, head, HEADS, 0, M, d, e, D, E, FULL_D, FULL_E, FIRST)
     dk = tl.zeros((FIRST, D), tl.float32)
     dv = tl.zeros((FIRST, E), tl.float32)
     rest, dk_r, dv_r = first, dk, dv
     if REST > 0:
-        tokens_r = FIRST + tl.arange(0, REST)
-        present_r = tokens_r < M
-        k_rows_r = token_rows(K, head, HEADS, 0, tokens_r, k_b, k_h, k_n)
-        k_r = load_tile(k_rows_r, present_r, d, D, FULL_D)
-        v_r = load_tile(token_rows(V, head, HEADS, 0, tokens_r, v_b, v_h, v_n), present_r, e, E, FULL_E)
-        b_r = load_tile(token_rows(B, head, HEADS, 0, tokens_r, b_b, b_h, b_n), present_r, d, D, FULL_D)
-        c_r = load_tile(token_rows(C, head, HEADS, 0, tokens_r, c_b, c_h, c_n), present_r, e, E, FULL_E)
-        kb_r = row_products(k_r, b_r)
-        rest = (k_r, k_rows_r, present_r, v_r, b_r, c_r, kb_r)
+        rest = load_second_keys(at_b, at_c, at_k, at_v, head, HEADS, FIRST, M, d, e, D, E, FULL_D, FULL_E, REST)
         dk_r = tl.zeros((REST, D), tl.float32)
         dv_r = tl.zeros((REST, E), tl.float32)
     for start in range(0, N, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        valid = rows < N
-        q_rows = token_rows(Q, head, HEADS, 0, rows, q_b, q_h, q_n)
-        q = load_tile(q_rows, valid, d, D, FULL_D)
-        a = load_tile(token_rows(A, head, HEADS, 0, rows, a_b, a_h, a_n), valid, d, D, FULL_D)
-        grad = load_tile(token_rows(G, head, HEADS, 0, rows, g_b, g_h, g_n), valid, e, E, FULL_E)
+        q, q_rows, valid = load_tokens((Q, q_b, q_h, q_n), head, HEADS, start, N, d, D, FULL_D, ROWS)  # (ROWS, D)
+        a = load_tokens((A, a_b, a_h, a_n), head, HEADS, start, N, d, D, FULL_D, ROWS)[0]
+        grad = load_tokens((G, g_b, g_h, g_n), head, HEADS, start, N, e, E, FULL_E, ROWS)[0]  # (ROWS, E)
         query = (q, q_rows, valid, grad, a, row_products(q, a))
         ddo, dq, dk, dv, dk_r, dv_r = second_rows(
             query, first, rest, dk, dv, dk_r, dv_r, scale, score_scale, d, EUCLIDEAN, PRECISION, REST
         )
-        store_tile(token_rows(DDO, head, HEADS, 0, rows, ddo_b, ddo_h, ddo_n), ddo, valid, e, E, FULL_E)
-        store_tile(token_rows(DQ, head, HEADS, 0, rows, dq_b, dq_h, dq_n), dq, valid, d, D, FULL_D)
+        store_tokens((DDO, ddo_b, ddo_h, ddo_n), ddo, head, HEADS, start, N, e, FULL_E)
+        store_tokens(at_dq, dq, head, HEADS, start, N, d, FULL_D)
     if TIED:
         tl.debug_barrier()  # the rows of DQ were written by other threads of this program
-        dk += load_tile(token_rows(DQ, head, HEADS, 0, tokens, dq_b, dq_h, dq_n), present, d, D, FULL_D)
-        if REST > 0:
-            dk_r += load_tile(token_rows(DQ, head, HEADS, 0, tokens_r, dq_b, dq_h, dq_n), present_r, d, D, FULL_D)
-    store_tile(token_rows(DK, head, HEADS, 0, tokens, dk_b, dk_h, dk_n), dk, present, d, D, FULL_D)
-    store_tile(token_rows(DV, head, HEADS, 0, tokens, dv_b, dv_h, dv_n), dv, present, e, E, FULL_E)
+    store_key_gradients(at_dq, at_dk, at_dv, dk, dv, head, HEADS, 0, M, d, e, D, FULL_D, FULL_E, TIED)
     if REST > 0:
-        store_tile(token_rows(DK, head, HEADS, 0, tokens_r, dk_b, dk_h, dk_n), dk_r, present_r, d, D, FULL_D)
-        store_tile(token_rows(DV, head, HEADS, 0, tokens_r, dv_b, dv_h, dv_n), dv_r, present_r, e, E, FULL_E)
+        store_key_gradients(at_dq, at_dk, at_dv, dk_r, dv_r, head, HEADS, FIRST, M, d, e, D, FULL_D, FULL_E, TIED)
