@@ -58,7 +58,7 @@ FAULTS = [
     (TILED, "    " + OUT + "\n", "", UNWRITTEN),
     (LAYER, Y, Y.replace("valid", "sample >= 0"), PAST_THE_END[0]),
     (LAYER, "x = _load(X, x_row, valid, k, inputs)", "x = _load(X, x_row, x_row >= 0, k, inputs)", PAST_THE_END[1]),
-    (LAYER, Y, Y.replace("* points + point", "+ point"), RACE),
+    (LAYER, Y, Y.replace("sample.to(tl.int64) * points + point", "tl.arange(0, SAMPLES * POINTS)"), RACE),
     (LAYER, Y, Y[Y.index("\n") :], UNWRITTEN),
 ]
 
