@@ -76,7 +76,7 @@ def decode_image(data: bytes, image_size: int, channels: int) -> NDArray[np.uint
             image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales the pixels alone
         image.load()
         try:
-            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+            turn = UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation) or 1))
         except Exception:  # of broken EXIF; the pixels are fine
             turn = None
         eight = _to_eight_bits(image)

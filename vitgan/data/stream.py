@@ -166,21 +166,23 @@ class _Batches(Dataset[bytes], Generic[T]):
 
 
 def _results(batches: Iterator[bytes]) -> Iterator[Any]:
-    while True:
-        try:
+    try:
+        while True:
             result = pickle.loads(next(batches))
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise
-            raise DataError(
-                f"a process that decodes images was ended from outside ({first_line(error)}): perhaps the memory ran "
-                f"out. Fewer --workers need less"
-            ) from error
-        if isinstance(result, DataError):
-            raise result
-        yield result
+            if isinstance(result, DataError):
+                raise result
+            yield result
+    except StopIteration:
+        return
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise DataError(
+            f"a process that decodes images was ended from outside ({first_line(error)}): perhaps the memory ran "
+            f"out. Fewer --workers need less"
+        ) from error.with_traceback(None)
+    finally:
+        del batches  # ends the workers now: an error's traceback would keep them, and the lock of the run with them
 
 
 def _as_is(batch: Any) -> Any:
