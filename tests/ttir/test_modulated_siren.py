@@ -53,7 +53,8 @@ def plain(case: Case, dtype: torch.dtype, x: Tensor, layers: list[tuple[Any, ...
     )
     y, left = x, list(parts)
     for index, layer in enumerate(layers):
-        weight, style, scale, bias = (None if part is None else left.pop(0) for part in layer)
+        weight, style = left.pop(0), left.pop(0)
+        scale, bias = (None if part is None else left.pop(0) for part in layer[2:])
         y = (y * style.unsqueeze(1)) @ weight.mT
         y = y if scale is None else y * scale.unsqueeze(1)
         y = y if bias is None else y + bias
