@@ -13,7 +13,7 @@ from vitgan.config import LossConfig, OptimiserConfig
 from vitgan.models import StyleGan2DiscriminatorConfig
 from vitgan.training.augment import AugmentConfig
 from vitgan.training.state import Adversarial
-from vitgan_kernels.spectral_norm import group as group_file
+from vitgan_kernels.spectral_norm import grouping
 
 NO_AUGMENTATION = AugmentConfig(translation=0, color=0, cutout=0, scaling=0)
 LOGISTIC = LossConfig(bcr_real=2.0, bcr_fake=3.0)
@@ -209,13 +209,13 @@ def test_the_discriminator_is_evaluated_once_on_all_that_its_step_needs(name: st
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_is_one_power_iteration(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     updates = []
-    plain = group_file.spectral_norm
+    plain = grouping.spectral_norm
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         updates.append(kwargs["update"] and kwargs["n_iterations"])
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(group_file, "spectral_norm", counted)
+    monkeypatch.setattr(grouping, "spectral_norm", counted)
     state = training(accumulate=accumulate)
     for number in range(2):
         updates.clear()
