@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import environment, results
+from benchmarks import environment, result_files
 from benchmarks.cases import Case
 from benchmarks.measure import Implementation, Row, measure
 
@@ -61,12 +61,12 @@ def ceilings(request: pytest.FixtureRequest) -> dict[str, float]:
 def record(request: pytest.FixtureRequest, benchmark: Any, ceilings: dict[str, float]) -> Callable[..., None]:
     """record(rows, suite, case, dtype, measures): gives rows to pytest-benchmark; fails where ours failed."""
     session = request.config._benchmarksession
-    session.save_json = partial(results.write, Path(session.json)) if session.json else None
+    benchmark._mode = "turns"  # or it warns that it was not used
+    session.save_json = partial(result_files.write, Path(session.json)) if session.json else None
 
     def give(rows: Sequence[Row], suite: str, case: str, dtype: str, measures: str, floor: float | None = None) -> None:
         words = measures.replace("_backward", " + backward").replace("_", " ")
         benchmark.group = ", ".join(part for part in (suite, case, dtype, words) if part)
-        benchmark._mode = "turns"  # it has been used
         for row in rows:
             if row.reason:
                 request.config.stash[LEFT_OUT].append({"group": benchmark.group, "name": row.name, "why": row.reason})

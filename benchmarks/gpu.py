@@ -102,7 +102,7 @@ def second(out: Path, data: str = "shapes") -> list[Stage]:
 
 def _pytest(*arguments: str, workers: int = 0) -> list[str]:
     many = ["-n", str(min(workers, os.cpu_count() or 1)), "--dist", "worksteal"] if workers else []
-    return [sys.executable, "-m", "pytest", "-q", *many, *arguments]
+    return [sys.executable, "-m", "pytest", "-q", "--disable-warnings", *many, *arguments]
 
 
 def find_sanitizer() -> str | None:

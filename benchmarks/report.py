@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import charts
 from benchmarks.charts import Bar
-from benchmarks.results import FOLDER, ResultError, Row, Run, load_all
+from benchmarks.result_files import FOLDER, ResultError, Row, Run, load_all
 
 ROOT = Path(__file__).parents[1]
 PAGE, CHARTS = Path("docs/benchmarks.md"), Path("docs/benchmarks")

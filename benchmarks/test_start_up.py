@@ -46,4 +46,4 @@ def test_start_up(what: str, record: Callable[..., None]) -> None:
         return Implementation(name, lambda: ([], process(code)), role)
 
     found = [implementation(*each) for each in CODE[what].items()]
-    record(measure(found, [], 0, pick_device(), 0, memory=False), "start-up", what, "", "")
+    record(measure(found, [], 0, pick_device(), 0), "start-up", what, "", "")

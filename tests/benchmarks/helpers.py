@@ -26,7 +26,7 @@ def test_toys(case, record):
         raise RuntimeError("no | such <kernel>")
     found = [row_of("vitgan_kernels", "ours", lambda: None), row_of("eager", "baseline", lambda: sum(range(200))),
              Implementation("broken", broken), Implementation("unable", broken, unable="no compiler")]
-    record(measure(found, [], 0, DEVICE, 1e-4, memory=False), "toys", case, "float32", "forward_backward")
+    record(measure(found, [], 0, DEVICE, 1e-4), "toys", case, "float32", "forward_backward")
 """
 
 

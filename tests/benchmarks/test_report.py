@@ -9,7 +9,7 @@ from PIL import Image
 from benchmarks import charts, report
 from benchmarks.charts import Bar
 from benchmarks.report import BEGIN, END, Comparison, comparisons, digits, main, seconds
-from benchmarks.results import load, write
+from benchmarks.result_files import load, write
 from tests.benchmarks.helpers import output, row
 
 ROWS = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.environment import commit_info
-from benchmarks.results import ResultError, load, load_all, write
+from benchmarks.result_files import ResultError, load, load_all, write
 from tests.benchmarks.helpers import ROOT, command, output, read, row, run, suite
 
 
@@ -21,7 +21,7 @@ def test_rows_of_a_run_and_their_comparison(tmp_path: Path) -> None:
     assert [row.name for row in found.rows] == ["vitgan_kernels", "eager"] * 3
     assert [row.role for row in found.rows[:2]] == ["ours", "baseline"]
     assert found.rows[0].group == "toys, a, float32, forward + backward"
-    assert found.rows[0].relative == (1, 1, 1)
+    assert found.rows[0].relative == (1.0, 1.0, 1.0)
     assert found.ceilings["copy"] == 1e9
     assert found.machine["torch"]
     assert [each["why"] for each in found.left_out[:2]] == ["RuntimeError: no | such <kernel>", "no compiler"]
