@@ -4,6 +4,7 @@ Where there is no GPU, Triton kernels run in Triton's interpreter, on the CPU.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,6 +22,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.backends.cudnn.allow_tf32 = False
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start, too
+
+# A shell's background job ignores Ctrl-C, and so would the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors of these tests are too small to share out, and sums of one thread repeat bit for bit.
 torch.set_num_threads(1)

@@ -167,7 +167,7 @@ class _Scale(nn.Module):
         if not (self.started or weight.is_meta):
             self._start_from(weight)
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # as torch.compiler.disable, but imports torch._dynamo at the first call
     def _start_from(self, weight: Tensor) -> None:
         u, v, sigma = _converged(weight.detach(), self.eps)
         if not sigma.isfinite():
