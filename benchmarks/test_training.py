@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.baselines.vitgan_pytorch import Recipe, draws, results, settings, settled
 from benchmarks.environment import pick_device
 from benchmarks.measure import Call, Implementation, Role, largest_error, measure
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 from vitgan_kernels import use_backend
 
 DEVICE = pick_device()
@@ -30,7 +30,7 @@ class Setting:
     """A training, its images, and what a step computes from them in float64."""
 
     def __init__(self, preset: str, batch: int) -> None:
-        self.training = settled(Adversarial(settings(preset, batch, DEVICE.type), DEVICE))
+        self.training = settled(GANState(settings(preset, batch, DEVICE.type), DEVICE))
         config = self.training.config
         self.real = torch.rand(batch, config.channels, config.image_size, config.image_size, device=DEVICE) * 2 - 1
         self.draws = draws(self.training)
@@ -49,7 +49,7 @@ class Setting:
                 of: Any = Recipe(self.training)
             else:
                 config = self.training.config
-                of = Adversarial(settings(config.preset, config.batch_size, DEVICE.type, **changes), DEVICE)
+                of = GANState(settings(config.preset, config.batch_size, DEVICE.type, **changes), DEVICE)
                 of.load_state(*self.training.state())
             call = in_backend(operators, part_of(of, part, self.real))
             with use_backend(operators):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitgan.errors import InputError, TrainingError
 
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -38,8 +38,8 @@ def use_threads(count: int | None) -> None:
 
 def check_threads(count: int | None) -> None:
     """ValueError unless it is a number of threads, or None."""
-    if count is not None and not 1 <= count <= MOST_THREADS:
-        raise InputError(f"threads must be at least 1 and at most {MOST_THREADS}, got {count}")
+    if count is not None and not 1 <= count <= MAX_THREADS:
+        raise InputError(f"threads must be at least 1 and at most {MAX_THREADS}, got {count}")
 
 
 def copy_to(device: torch.device, tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from vitgan.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def regular(path: Path) -> os.stat_result:
@@ -74,7 +74,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             shutil.copymode(target, part)
         part.replace(target)
     except OSError as error:
-        if error.errno is not None and (error.filename == str(part) or (not error.filename and error.errno in FULL)):
+        unnamed_and_full = not error.filename and error.errno in DISK_FULL_ERRORS
+        if error.errno is not None and (error.filename == str(part) or unnamed_and_full):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -99,15 +100,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Endings of what `save_image` writes."""
 
 
 def check_picture(path: Path, channels: int) -> None:
     """Raise ValueError unless an image of so many channels can be saved there."""
     suffix = path.suffix.lower()
-    if suffix not in PICTURES or path.is_dir():
-        raise InputError(f"{path} is no name of a picture: give one that ends in {', '.join(PICTURES)}")
+    if suffix not in PICTURE_SUFFIXES or path.is_dir():
+        raise InputError(f"{path} is no name of a picture: give one that ends in {', '.join(PICTURE_SUFFIXES)}")
     if suffix in (".jpg", ".jpeg") and channels in (2, 4):
         raise InputError(f"{path}: a JPEG has no transparency, which these images have: give a .png or .webp")
 

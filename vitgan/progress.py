@@ -45,7 +45,7 @@ class TrainingProgress:
         if self.bar.disable:
             self.console.print(text, soft_wrap=True, markup=False)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the bar."""
         self.bar.console.print(text, soft_wrap=True, markup=False)
 

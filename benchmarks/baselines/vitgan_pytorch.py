@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from vitgan.config import Config, LossConfig
 from vitgan.presets import PRESETS
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 
 
 class LayerSpectralNorm(nn.Module):
@@ -85,10 +85,10 @@ class GroupedSiren(nn.Module):
 class Recipe:
     """The networks of a training, with its weights at this moment, stepped by the recipe above."""
 
-    def __init__(self, training: Adversarial) -> None:
+    def __init__(self, training: GANState) -> None:
         self.config, self.augment = training.config, training.augment
         # Built anew and not copied: hooks of the trainer's own normalisation belong to its instance.
-        twin = Adversarial(training.config, training.device)
+        twin = GANState(training.config, training.device)
         twin.load_state(*training.state())
         self.generator: Any = twin.generator
         self.discriminator: Any = twin.discriminator
@@ -176,7 +176,7 @@ def settings(preset: str, batch_size: int, device: str = "cpu", **changes: Any) 
     return replace(PRESETS[preset], batch_size=batch_size, loss=loss, augment=augment, device=device, **changes)
 
 
-def settled(training: Adversarial) -> Adversarial:
+def settled(training: GANState) -> GANState:
     """With the vectors of its power iterations at the singular vectors, where iterating changes nothing."""
     for layer in training.discriminator.spectral_norm.layers:
         state, original = layer.parametrizations.weight[0], layer.parametrizations.weight.original
@@ -186,12 +186,12 @@ def settled(training: Adversarial) -> Adversarial:
     return training
 
 
-def draws(training: Adversarial) -> dict[str, Tensor]:
+def draws(training: GANState) -> dict[str, Tensor]:
     """Random numbers for one step."""
     return training._draws(["z", "real", "fake"])
 
 
-def results(of: Adversarial | Recipe, real: Tensor, numbers: dict[str, Tensor]) -> list[Tensor]:
+def results(of: GANState | Recipe, real: Tensor, numbers: dict[str, Tensor]) -> list[Tensor]:
     """What a step computes from these numbers: generated images, both losses, and the gradients of each, as vectors.
 
     The discriminator iterates once in the one recipe and seven times in the other: compare them as `settled` leaves

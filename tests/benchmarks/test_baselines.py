@@ -9,7 +9,7 @@ from benchmarks.cases import MEASURES
 from benchmarks.measure import Implementation, largest_error
 from vitgan.models.build import build_discriminator
 from vitgan.presets import PRESETS
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 
 CPU, FLOAT32 = torch.device("cpu"), torch.float32
 CASES = [
@@ -54,11 +54,11 @@ def test_compiled_rows_have_the_same_anchor() -> None:
 
 
 @pytest.fixture(scope="module")
-def training() -> Adversarial:
-    return settled(Adversarial(settings("tiny", 2), CPU))
+def training() -> GANState:
+    return settled(GANState(settings("tiny", 2), CPU))
 
 
-def test_the_recipe_computes_what_the_trainer_does(training: Adversarial) -> None:
+def test_the_recipe_computes_what_the_trainer_does(training: GANState) -> None:
     real = torch.rand(2, 3, 32, 32) * 2 - 1
     numbers = draws(training)
     doubles = {name: each.double() for name, each in numbers.items()}
@@ -70,7 +70,7 @@ def test_the_recipe_computes_what_the_trainer_does(training: Adversarial) -> Non
 
 
 @pytest.mark.parametrize("part", ["generator", "discriminator"])
-def test_a_recipe_of_other_weights_is_seen(training: Adversarial, part: str) -> None:
+def test_a_recipe_of_other_weights_is_seen(training: GANState, part: str) -> None:
     real = torch.rand(2, 3, 32, 32) * 2 - 1
     numbers = draws(training)
     other = Recipe(training)

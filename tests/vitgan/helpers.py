@@ -12,7 +12,7 @@ from vitgan.config import Config, LossConfig
 from vitgan.data import TensorDataset
 from vitgan.models import DiscriminatorConfig, GeneratorConfig
 from vitgan.training.loop import Trainer
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 
 NANO = Config(
     data="nano",
@@ -45,8 +45,8 @@ def batch(number: int) -> torch.Tensor:
     return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(number)) * 2 - 1
 
 
-def training(**changes: Any) -> Adversarial:
-    return Adversarial(nano(**changes), torch.device("cpu"))
+def training(**changes: Any) -> GANState:
+    return GANState(nano(**changes), torch.device("cpu"))
 
 
 def trainer(run: Path, **changes: Any) -> tuple[Trainer, StringIO]:
@@ -56,7 +56,7 @@ def trainer(run: Path, **changes: Any) -> tuple[Trainer, StringIO]:
     return job, out
 
 
-def everything(state: Adversarial) -> dict[str, torch.Tensor]:
+def everything(state: GANState) -> dict[str, torch.Tensor]:
     """Every tensor that training holds."""
     tensors, _ = state.state()
     average = {f"average.{name}": tensor for name, tensor in state.averaged_generator.state_dict().items()}

@@ -25,7 +25,7 @@ from vitgan.models import DiscriminatorConfig
 from vitgan.training.classifier import Classifier, confusion, fit, split
 
 PICTURE_SIDE = 256
-DARKEST = 0.15
+MIN_BRIGHTNESS = 0.15
 """Of an image lit by the attention: what is left of its brightness where there is none."""
 
 USAGE = """\
@@ -203,7 +203,7 @@ def attention_picture(image: Tensor, attention: Tensor) -> Tensor:
     colours = image[: 1 if len(image) < 3 else 3].expand(3, -1, -1)
     colours = F.interpolate(colours[None], size=(size, size), mode="nearest")[0]
     light = F.interpolate((attention / attention.max())[None, None], size=(size, size), mode="bilinear")[0]
-    lit = (colours + 1) * (DARKEST + (1 - DARKEST) * light) - 1
+    lit = (colours + 1) * (MIN_BRIGHTNESS + (1 - MIN_BRIGHTNESS) * light) - 1
     return torch.cat([colours, (light * 2 - 1).expand(3, -1, -1), lit], dim=2)
 
 

@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
             of_class = dict(zip(config.class_names, counts, strict=True))
             line["classes"] = of_class
             print(f"samples of each class: {', '.join(f'{name} {count}' for name, count in of_class.items())}")
-    if caution := scorer.caution():
+    if caution := scorer.warning():
         print(f"caution: {caution}", file=sys.stderr)
     for name, value in scores.items():
         print(f"  {name:40}{value:.5g}")

@@ -49,10 +49,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-WRITTEN = ("README.md", "config.json", "model.safetensors", "generator.onnx")
-OURS = "---\nlibrary_name: vitgan\n"
+EXPORTED_FILES = ("README.md", "config.json", "model.safetensors", "generator.onnx")
+CARD_START = "---\nlibrary_name: vitgan\n"
 """The start of a model card, by which an export is known."""
-MOST = 1e-3
+MAX_ONNX_ERROR = 1e-3
 """Largest difference of a pixel, in units of [-1, 1], between PyTorch and onnxruntime."""
 
 
@@ -62,7 +62,7 @@ def export_onnx(checkpoint: Path, path: Path) -> float:
     Returns the largest difference of a pixel to PyTorch's, on 3 random latents in onnxruntime.
 
     Raises:
-        VitganError: the packages for it are missing, or the two differ by more than MOST.
+        VitganError: the packages for it are missing, or the two differ by more than MAX_ONNX_ERROR.
     """
     try:
         import onnxruntime
@@ -96,9 +96,9 @@ def export_onnx(checkpoint: Path, path: Path) -> float:
             with torch.no_grad():
                 expected = generator(*(tensor[:count] for tensor in inputs.values()))
             worst = max(worst, float((torch.from_numpy(images) - expected).abs().max()))
-        if not worst <= MOST:
+        if not worst <= MAX_ONNX_ERROR:
             raise VitganError(
-                f"the exported images differ from PyTorch's by {worst:.1e}, more than {MOST}: not written"
+                f"the exported images differ from PyTorch's by {worst:.1e}, more than {MAX_ONNX_ERROR}: not written"
             )
     return worst
 
@@ -123,9 +123,9 @@ def export_safetensors(checkpoint: Path, folder: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise ValueError where an export would replace files that are no earlier export's."""
-    there = [name for name in WRITTEN if (folder / name).exists()]
+    there = [name for name in EXPORTED_FILES if (folder / name).exists()]
     card = folder / "README.md"
-    if there and not (card.is_file() and card.read_text(errors="replace").startswith(OURS)):
+    if there and not (card.is_file() and card.read_text(errors="replace").startswith(CARD_START)):
         raise InputError(f"{folder} has a {there[0]} that is no export's and would be replaced: choose another folder")
 
 
@@ -136,7 +136,7 @@ def _card(config: Config, images: int) -> str:
     except PackageNotFoundError:
         release = "unknown"
     return f"""\
-{OURS}tags: [gan, unconditional-image-generation, vitgan]
+{CARD_START}tags: [gan, unconditional-image-generation, vitgan]
 ---
 
 # {config.preset} on {Path(config.data).stem}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitgan.devices import pick_device
 from vitgan.errors import InputError, VitganError
-from vitgan.files import PICTURES, atomic_write, check_picture, grid, save_image, to_uint8, whole_file
+from vitgan.files import PICTURE_SUFFIXES, atomic_write, check_picture, grid, save_image, to_uint8, whole_file
 from vitgan.training.checkpoint import latest_checkpoint, load_config, load_generator, run_of
 
 
@@ -52,22 +52,22 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--count must be at least 1, got {options.count}")
     suffix = options.out.suffix.lower()
     _check_ending(options.out, suffix)
-    if suffix in MOVING:
+    if suffix in VIDEO_SUFFIXES:
         check_fps(options.fps, suffix)
     generator = load_generator(options.model, device=pick_device(options.device))
-    if suffix in PICTURES:
+    if suffix in PICTURE_SUFFIXES:
         check_picture(options.out, generator.channels)
     labels = None if options.label is None else class_number(options.model, options.label)
     mean = generator.mean_w(labels=labels) if options.truncation != 1 else None
-    choose = generator.walk if options.interpolate or suffix in MOVING else generator.map_latents
+    choose = generator.walk if options.interpolate or suffix in VIDEO_SUFFIXES else generator.map_latents
     w = choose(options.count, seed=options.seed, labels=labels)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    if suffix not in (*PICTURES, *MOVING, ".npz"):
+    if suffix not in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES, ".npz"):
         _prepare_folder(options.out, options.count)
     batches = generator.render_batches(w, truncation=options.truncation, mean=mean)
-    if suffix in PICTURES:
+    if suffix in PICTURE_SUFFIXES:
         save_image(grid(torch.cat(list(batches)), columns=options.count if options.interpolate else None), options.out)
-    elif suffix in MOVING:
+    elif suffix in VIDEO_SUFFIXES:
         save_video(torch.cat(list(batches)), options.out, fps=options.fps)
     elif suffix == ".npz":
         pixels = torch.cat([to_uint8(images) for images in batches]).permute(0, 2, 3, 1)
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_ending(out: Path, suffix: str) -> None:
-    known = (*PICTURES, ".npz", *MOVING)
+    known = (*PICTURE_SUFFIXES, ".npz", *VIDEO_SUFFIXES)
     if suffix in known:
         if out.is_dir():
             raise InputError(f"--out {out} is a folder, and a file is written under that name: choose another")
@@ -123,8 +123,8 @@ def class_number(model: Path, label: str) -> Tensor:
     raise InputError(f"no class {label!r}; there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
 
 
-MOVING = (".gif", ".mp4")
-FASTEST = {".gif": 50, ".mp4": 240}
+VIDEO_SUFFIXES = (".gif", ".mp4")
+MAX_FPS = {".gif": 50, ".mp4": 240}
 """Images a second. Players show the images of a GIF that is faster for a tenth of a second each."""
 SIDE = 256
 """Smaller images are repeated pixel by pixel to at least this side."""
@@ -132,8 +132,8 @@ SIDE = 256
 
 def check_fps(fps: int, suffix: str) -> None:
     """Raise ValueError where the format does not show so many images a second."""
-    if not 1 <= fps <= FASTEST[suffix]:
-        raise InputError(f"a {suffix} shows from 1 to {FASTEST[suffix]} images a second, got fps {fps}")
+    if not 1 <= fps <= MAX_FPS[suffix]:
+        raise InputError(f"a {suffix} shows from 1 to {MAX_FPS[suffix]} images a second, got fps {fps}")
 
 
 def save_video(images: Tensor, path: Path, *, fps: int) -> None:

@@ -20,7 +20,7 @@ from vitgan.training.checkpoint import CONFIG, load_config
 from vitgan.training.distributed import torchrun_ranks
 from vitgan.training.logging import import_wandb
 from vitgan.training.loop import Trainer
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     config = settings.config
     use_threads(config.threads)
     with torchrun_ranks(config.device) as ranks:
-        with ranks.first_goes_ahead():  # the others find what it decoded in the cache
+        with ranks.main_process_first():  # the others find what it decoded in the cache
             dataset = open_dataset(config.data, image_size=config.image_size, channels=config.channels)
         if len(dataset) < 2:
             raise InputError(f"{config.data} has one image: training needs at least two")
@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
         config = settings.config
         if config.wandb:
             import_wandb()
-        training = Adversarial(config, pick_device(config.device), ranks)
+        training = GANState(config, pick_device(config.device), ranks)
         # Made last, so that nothing is left behind where a run cannot even start.
-        run = settings.resume or ranks.same(new_run_directory(config) if ranks.is_first else None)
+        run = settings.resume or ranks.broadcast(new_run_directory(config) if ranks.is_main else None)
         trainer = Trainer(config, run, dataset=dataset, training=training, changes=settings.changes)
         finished = trainer.train()
     return 0 if finished else 130

@@ -122,7 +122,7 @@ def check_format(image_size: int, channels: int) -> None:
         raise InputError(f"image_size must be at least 1, got {image_size}")
 
 
-SHARE = 0.25
+MAX_GPU_SHARE = 0.25
 """Of a GPU's free memory: larger data sets stay on the host, and batches are copied."""
 
 _CHUNK = 4096
@@ -160,4 +160,4 @@ def keep_on_device(dataset: ImageDataset, device: torch.device) -> ImageDataset:
         return dataset
     free, _ = torch.cuda.mem_get_info(device)
     size = len(dataset) * dataset.channels * dataset.image_size**2
-    return DeviceDataset(dataset, device) if size <= SHARE * free else dataset
+    return DeviceDataset(dataset, device) if size <= MAX_GPU_SHARE * free else dataset

@@ -29,18 +29,18 @@ from vitgan.metrics.features import FeatureNetwork
 from vitgan.metrics.modes import mode_coverage
 from vitgan.models import ImageGenerator
 
-KEPT = 10_000
+KEPT_ROWS = 10_000
 """Feature rows that are kept for the kernel distance, precision and recall; the moments are of all images."""
 BATCH = 64
 ON_INCEPTION = {"frechet": "fid", "kernel": "kid", "kernel_deviation": "kid_deviation"}
 """What the distances are called on the network that these names are defined by."""
-FEWEST = 10
+MIN_IMAGES = 10
 """Images that a score needs at least: splits of the Inception Score, and neighbours of precision and recall."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is kept of a set of images: mean (D,) and covariance (D, D) in float64, and up to KEPT rows (N, D)."""
+    """What is kept of a set of images: mean (D,) and covariance (D, D) in float64, and up to KEPT_ROWS rows (N, D)."""
 
     mean: Tensor
     covariance: Tensor
@@ -58,7 +58,7 @@ def statistics(batches: Iterable[Tensor], network: FeatureNetwork, advance: Call
             logits.append(classes)
         advance(len(images))
     whole = torch.cat(features)
-    return Statistics(*moments(whole), whole[:KEPT], torch.cat(logits) if logits else None)
+    return Statistics(*moments(whole), whole[:KEPT_ROWS], torch.cat(logits) if logits else None)
 
 
 class Scorer:
@@ -75,7 +75,7 @@ class Scorer:
         progress: told (what, images done, of how many).
 
     Raises:
-        ValueError: there are fewer than FEWEST images, or they are not RGB.
+        ValueError: there are fewer than MIN_IMAGES images, or they are not RGB.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Scorer:
         if dataset.channels != 3:
             raise InputError(f"feature networks take RGB images, and {dataset.name} has {dataset.channels} channels")
         self.samples = min(samples, len(dataset))
-        if self.samples < FEWEST:
-            raise InputError(f"scores need at least {FEWEST} images, got {self.samples}")
+        if self.samples < MIN_IMAGES:
+            raise InputError(f"scores need at least {MIN_IMAGES} images, got {self.samples}")
         self.dataset = dataset
         self.network = network
         self.seed = seed
@@ -118,7 +118,7 @@ class Scorer:
         """The classes of samples: those of the real images; None where these have not so many, for an even draw."""
         return labels_for(self.dataset, self.order, classes)
 
-    def caution(self) -> str | None:
+    def warning(self) -> str | None:
         """What to know of distances between so few images, or None."""
         features = len(self.real.mean)
         if self.samples > features:
@@ -129,7 +129,7 @@ class Scorer:
         )
 
     def _recall_or_compute(self, dataset: ImageDataset, order: Tensor, folder: Path) -> Statistics:
-        hasher = hashlib.blake2b(f"1 {self.network.key} {KEPT}".encode(), digest_size=16)
+        hasher = hashlib.blake2b(f"1 {self.network.key} {KEPT_ROWS}".encode(), digest_size=16)
         for part in order.split(BATCH):
             hasher.update(dataset.fetch(part).numpy().tobytes())
         path = folder / f"{hasher.hexdigest()}.safetensors"
@@ -203,7 +203,7 @@ class Evaluator:
             result["matched"] = coverage.share_of_samples_matched
         return result
 
-    def floor(self) -> float | None:
+    def real_vs_real(self) -> float | None:
         """The distance of other real images: a perfect generator's score. None where there are too few of them."""
         other = self.order[self.samples : 2 * self.samples]
         if len(other) < self.samples:

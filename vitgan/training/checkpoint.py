@@ -28,7 +28,7 @@ from vitgan.errors import CheckpointError, InputError, TrainingError, first_line
 from vitgan.files import atomic_write, read_json, regular, sync_folder, synced_write
 from vitgan.models import ImageGenerator
 from vitgan.models.build import build_generator
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -60,7 +60,7 @@ def load_config(run: Path) -> Config:
     return config
 
 
-def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(training: GANState, run: Path, *, trainer_state: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint of the present state, whole or not at all, then remove all but the newest `keep`.
 
     Of several processes, all must call it; the first one writes. Everything is written and flushed under a hidden
@@ -73,7 +73,7 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
     folder = run / CHECKPOINTS
     final = folder / f"{training.images:012d}"
     tensors, values = training.state()
-    if not training.ranks.is_first or final.exists():
+    if not training.ranks.is_main or final.exists():
         return final
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -102,7 +102,7 @@ def save_checkpoint(training: Adversarial, run: Path, *, trainer_state: dict[str
     return final
 
 
-def load_checkpoint(training: Adversarial, path: Path) -> dict[str, Any]:
+def load_checkpoint(training: GANState, path: Path) -> dict[str, Any]:
     """Put the state of a checkpoint into `training`; returns the trainer's own state."""
     try:
         state = read_json(path / STATE)

@@ -21,7 +21,7 @@ TIMEOUT = timedelta(hours=1)
 """Longer than the first process evaluates, while the others wait. torchrun itself ends them when one dies."""
 
 
-class LostContactError(TrainingError):
+class ProcessLostError(TrainingError):
     """Another process of the run is gone."""
 
 
@@ -31,45 +31,45 @@ class Ranks:
 
     Attributes:
         rank: number of this process; 0 is the one that writes.
-        count: number of processes.
+        world_size: number of processes.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def mine(self, batch: Tensor) -> Tensor:
+    def shard(self, batch: Tensor) -> Tensor:
         """This process's part of what all have: rows of a tensor (N, ...), N a multiple of the count."""
-        return batch.chunk(self.count)[self.rank] if self.count > 1 else batch
+        return batch.chunk(self.world_size)[self.rank] if self.world_size > 1 else batch
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes, in one message."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         with _contact():
             dist.all_reduce(flat)
-        flat /= self.count
+        flat /= self.world_size
         parts = flat.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """The mean of each number over the processes."""
-        if self.count == 1 or not values:
+        if self.world_size == 1 or not values:
             return values
         total = torch.tensor(list(values.values()), dtype=torch.float64)
         with _contact():
             dist.all_reduce(total)
-        return dict(zip(values, (total / self.count).tolist(), strict=True))
+        return dict(zip(values, (total / self.world_size).tolist(), strict=True))
 
-    def greatest(self, number: int) -> int:
+    def max(self, number: int) -> int:
         """The greatest number that a process gives, in every process."""
-        if self.count == 1:
+        if self.world_size == 1:
             return number
         # On the CPU: a device is not waited for.
         all_of_them = torch.tensor(number)
@@ -78,17 +78,17 @@ class Ranks:
         return int(all_of_them)
 
     def gather(self, part: Tensor) -> Tensor:
-        """All processes' parts, as `mine` shares them out, put together again."""
-        if self.count == 1:
+        """All processes' parts, as `shard` shares them out, put together again."""
+        if self.world_size == 1:
             return part
-        parts = [torch.empty_like(part) for _ in range(self.count)]
+        parts = [torch.empty_like(part) for _ in range(self.world_size)]
         with _contact():
             dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
-    def same(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         box = [value]
         with _contact():
@@ -96,16 +96,16 @@ class Ranks:
         return box[0]
 
     @contextmanager
-    def first_goes_ahead(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The block runs in the first process, and then in all others: for work that leaves its result in a cache."""
-        if not self.is_first:
+        if not self.is_main:
             self._wait()
         yield
-        if self.is_first:
+        if self.is_main:
             self._wait()
 
     def _wait(self) -> None:
-        if self.count > 1:
+        if self.world_size > 1:
             with _contact():
                 dist.barrier()
 
@@ -134,4 +134,4 @@ def _contact() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = f"another process of this run ended or cannot be reached ({first_line(error)})"
-        raise LostContactError(reason) from error
+        raise ProcessLostError(reason) from error

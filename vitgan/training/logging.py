@@ -19,7 +19,7 @@ from vitgan.files import atomic_write, grid, save_image, to_uint8
 from vitgan.metrics.features import load_network
 from vitgan.metrics.scores import Evaluator, Scorer
 from vitgan.progress import TrainingProgress
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 from vitgan.training.stopwatch import Stopwatch
 from vitgan.training.tracing import StepTracer
 
@@ -56,7 +56,7 @@ class Loggers:
         if self.wandb:
             self.wandb.log({"images": images, **values})
 
-    def picture(self, image: Tensor, *, images: int) -> None:
+    def log_image(self, image: Tensor, *, images: int) -> None:
         """Log a picture (C, H, W) in [-1, 1]; an alpha channel is left out, except on disk."""
         pixels = to_uint8(image)[: 1 if len(image) < 3 else 3]
         if self.tensorboard:
@@ -144,7 +144,7 @@ class Reporter:
         run: Path,
         *,
         dataset: ImageDataset,
-        training: Adversarial,
+        training: GANState,
         stopwatch: Stopwatch,
         console: Console,
     ) -> None:
@@ -160,7 +160,7 @@ class Reporter:
         self.tracer: StepTracer | None = None
         self._logged_at = stopwatch.seconds
         (run / SAMPLES).mkdir(parents=True, exist_ok=True)
-        if not self._is_first:
+        if not self._is_main:
             return
         self.evaluator = Evaluator(dataset, samples=config.evaluate_samples, seed=config.seed)
         if config.features != "none":
@@ -173,43 +173,43 @@ class Reporter:
     def open(self) -> Iterator[None]:
         """For as long as the run goes on."""
         with self.progress:
-            self.loggers = Loggers(self.config, self.run, images=self.training.images) if self._is_first else None
+            self.loggers = Loggers(self.config, self.run, images=self.training.images) if self._is_main else None
             try:
                 yield
             finally:
                 if self.tracer and (words := self.tracer.end()):
-                    self.say(words)
+                    self.print(words)
                 if self.loggers:
                     self.loggers.close()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line."""
-        self.progress.say(text)
+        self.progress.print(text)
 
     def due(self, every: int) -> bool:
         """Whether the last step went past a multiple of `every` images."""
         images = self.training.images
         return images // every > (images - self.config.batch_size) // every
 
-    def introduce(self, dataset: ImageDataset) -> None:
+    def log_start(self, dataset: ImageDataset) -> None:
         """Before the first step: what is trained on, and how far the untrained generator is from it."""
         ranks = self.training.ranks
-        among = f" x {ranks.count}" if ranks.count > 1 else ""
-        self.say(f"{dataset} on {self.training.device}{among} -> {self.run}")
-        if self._is_first:
-            self._say_what_to_compare_with(len(dataset))
+        among = f" x {ranks.world_size}" if ranks.world_size > 1 else ""
+        self.print(f"{dataset} on {self.training.device}{among} -> {self.run}")
+        if self._is_main:
+            self._print_real_vs_real(len(dataset))
             save_image(grid(self.evaluator.grid, columns=GRID_SIDE), self.run / "real.png")
         self.evaluate()
         self.sample()
 
-    def make_up(self) -> None:
+    def catch_up(self) -> None:
         """Evaluate and sample where that was due when a signal came: the checkpoint went before."""
         if not self.loggers:
             return
         last = [line for line in read_metrics(self.run) if line["images"] == self.training.images]
         if self.due(self.config.evaluate_every) and not any("sliced_wasserstein" in line for line in last):
             self.evaluate()
-        if self.due(self.config.sample_every) and not self.sheet().exists():
+        if self.due(self.config.sample_every) and not self.sample_path().exists():
             self.sample()
 
     def step(self, scalars: dict[str, Tensor]) -> None:
@@ -218,7 +218,7 @@ class Reporter:
             self.totals.setdefault(name, []).append(value)
         self.progress.advance(self.training.images)
         if self.tracer and (words := self.tracer.step()):
-            self.say(words)
+            self.print(words)
 
     def log(self) -> list[str]:
         """Log the means since the last time. Where some are not finite, log nothing and return their names.
@@ -256,7 +256,7 @@ class Reporter:
             scores |= self.scorer(generator)
         self.loggers.scalars(scores, images=images)
         text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        self.say(f"{images:,} images: {text}")
+        self.print(f"{images:,} images: {text}")
 
     def sample(self) -> None:
         """Save a grid of the averaged generator, always of the same latents; with classes, one for each row."""
@@ -266,23 +266,23 @@ class Reporter:
         generator, count = self.training.averaged_generator, GRID_SIDE**2
         labels = torch.arange(count) // GRID_SIDE % generator.classes if generator.classes else None
         sheet = grid(generator.sample(count, seed=self.config.seed, labels=labels), columns=GRID_SIDE)
-        save_image(sheet, self.sheet())
-        self.loggers.picture(sheet, images=self.training.images)
+        save_image(sheet, self.sample_path())
+        self.loggers.log_image(sheet, images=self.training.images)
 
-    def sheet(self) -> Path:
+    def sample_path(self) -> Path:
         """Where the grid of this moment lies."""
         return self.run / SAMPLES / f"{self.training.images:012d}.png"
 
-    def _say_what_to_compare_with(self, images: int) -> None:
-        floor = self.evaluator.floor()
+    def _print_real_vs_real(self, images: int) -> None:
+        floor = self.evaluator.real_vs_real()
         if floor is None:
             need = f"{images:,} images, {2 * self.evaluator.samples:,} are needed"
-            self.say(f"no distance between two parts of the data to compare with: {need}")
+            self.print(f"no distance between two parts of the data to compare with: {need}")
         else:
-            self.say(f"sliced Wasserstein distance between two parts of the data: {floor:.3f}")
-        if self.scorer and (caution := self.scorer.caution()):
-            self.say(f"caution: {caution}")
+            self.print(f"sliced Wasserstein distance between two parts of the data: {floor:.3f}")
+        if self.scorer and (caution := self.scorer.warning()):
+            self.print(f"caution: {caution}")
 
     @property
-    def _is_first(self) -> bool:
-        return self.training.ranks.is_first
+    def _is_main(self) -> bool:
+        return self.training.ranks.is_main

@@ -27,13 +27,13 @@ from vitgan.training.checkpoint import (
     save_checkpoint,
     save_config,
 )
-from vitgan.training.distributed import LostContactError
+from vitgan.training.distributed import ProcessLostError
 from vitgan.training.logging import Reporter
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 from vitgan.training.stopwatch import Stopwatch
 
 
-class Ending(IntEnum):
+class StopReason(IntEnum):
     """Why a run ends before its last image; of the reasons of several processes, the greatest counts."""
 
     NONE = 0
@@ -59,14 +59,14 @@ class Trainer:
         run: Path,
         *,
         dataset: ImageDataset,
-        training: Adversarial,
+        training: GANState,
         changes: Sequence[str] = (),
         console: Console | None = None,
     ) -> None:
         self.config = config
         self.run = run
         self.ranks = training.ranks
-        self.console = console or Console(quiet=not self.ranks.is_first)
+        self.console = console or Console(quiet=not self.ranks.is_main)
         self.dataset = dataset
         self.training = training
         self.changes = changes
@@ -79,8 +79,8 @@ class Trainer:
         self.report = Reporter(
             config, run, dataset=dataset, training=training, stopwatch=self.stopwatch, console=self.console
         )
-        self._ending = Ending.TIME if self._out_of_time() else Ending.NONE
-        if self.ranks.is_first and not (run / CONFIG).exists():
+        self._stop_reason = StopReason.TIME if self._out_of_time() else StopReason.NONE
+        if self.ranks.is_main and not (run / CONFIG).exists():
             save_config(config, run)
 
     def _resume(self, checkpoint: Path) -> None:
@@ -121,7 +121,7 @@ class Trainer:
                 f"the memory of {self.device} ran out ({str(error).partition(chr(10))[0]}); {self._last_good()}. "
                 f"A greater --accumulate needs less at a time and trains the same; or lower --batch-size"
             )
-        return f"{error}; {self._last_good()}" if isinstance(error, LostContactError | OSError) else None
+        return f"{error}; {self._last_good()}" if isinstance(error, ProcessLostError | OSError) else None
 
     def _train(self) -> bool:
         training, config = self.training, self.config
@@ -133,13 +133,13 @@ class Trainer:
             self.console.print(text, soft_wrap=True, markup=False)
             return True
         with (
-            only_process_in(self.run) if self.ranks.is_first else nullcontext(),
+            only_process_in(self.run) if self.ranks.is_main else nullcontext(),
             BatchStream(
                 keep_on_device(self.dataset, self.device),
                 config.batch_size,
                 seed=config.seed,
                 start=training.steps,
-                part=(self.ranks.rank, self.ranks.count),
+                part=(self.ranks.rank, self.ranks.world_size),
                 workers=config.workers,
             ) as stream,
             _stop_on_signal(self),
@@ -151,19 +151,19 @@ class Trainer:
             return self._conclude()
 
     def _begin(self) -> None:
-        if self.ranks.is_first:
+        if self.ranks.is_main:
             save_config(self.config, self.run)  # only now: another process may have held the run
         if self.training.steps == 0:
-            self.report.introduce(self.dataset)
-            if self.ranks.count > 1:
+            self.report.log_start(self.dataset)
+            if self.ranks.world_size > 1:
                 self._save()  # a process may be lost at any time, and then no other state can be had
         else:
-            self.report.say(f"resuming {self.run} at {self.training.images:,} images on {self.device}")
-            self.report.make_up()
+            self.report.print(f"resuming {self.run} at {self.training.images:,} images on {self.device}")
+            self.report.catch_up()
         if self.changes:
-            self.report.say(f"changed from here on: {', '.join(self.changes)}")
+            self.report.print(f"changed from here on: {', '.join(self.changes)}")
         if self.config.compile:
-            self.report.say("compiling: the first step of each kind may take minutes")
+            self.report.print("compiling: the first step of each kind may take minutes")
 
     def _advance(self, stream: BatchStream) -> None:
         """One step, and what falls due after it."""
@@ -172,7 +172,7 @@ class Trainer:
                 real, labels = self._next_batch(stream)
             scalars = self.training.step(real, labels)
         self.report.step(scalars)
-        self._ending = self._agree_on_ending()
+        self._stop_reason = self._agree_on_stop()
         config, due = self.config, self.report.due
         if due(config.log_every) or self._finished():
             self._log()
@@ -189,7 +189,7 @@ class Trainer:
         try:
             images = next(stream)
         except DataError as error:
-            if self.ranks.count > 1:  # a checkpoint needs them all, and the others do not know
+            if self.ranks.world_size > 1:  # a checkpoint needs them all, and the others do not know
                 raise DataError(f"{error}\nUntil then: {self._last_good()}") from error
             raise DataError(
                 f"{error}\nNothing is lost: {self._save()} was saved, go on with --resume {self.run}"
@@ -199,14 +199,14 @@ class Trainer:
             images = copy_to(self.device, images)
         return from_uint8(images), None if labels is None else copy_to(self.device, labels)
 
-    def _agree_on_ending(self) -> Ending:
+    def _agree_on_stop(self) -> StopReason:
         # One clock: each process has its own, and they must not leave at different steps.
-        out_of_time = self.ranks.is_first and self._out_of_time()
-        own = Ending.SIGNAL if self._stop_signal else Ending.TIME if out_of_time else Ending.NONE
-        return Ending(self.ranks.greatest(own))
+        out_of_time = self.ranks.is_main and self._out_of_time()
+        own = StopReason.SIGNAL if self._stop_signal else StopReason.TIME if out_of_time else StopReason.NONE
+        return StopReason(self.ranks.max(own))
 
     def _finished(self) -> bool:
-        return self.training.images >= self.config.images or self._ending is not Ending.NONE
+        return self.training.images >= self.config.images or self._stop_reason is not StopReason.NONE
 
     def _out_of_time(self) -> bool:
         return self.config.max_minutes is not None and self.stopwatch.seconds > 60 * self.config.max_minutes
@@ -233,8 +233,8 @@ class Trainer:
 
     def _conclude(self) -> bool:
         path = self._save()
-        if self._ending is Ending.SIGNAL and self.training.images < self.config.images:
-            self.report.say(
+        if self._stop_reason is StopReason.SIGNAL and self.training.images < self.config.images:
+            self.report.print(
                 f"{self._stop_signal or 'signal'}: stopped at {self.training.images:,} images, saved {path}\n"
                 f"go on with: vitgan train --resume {self.run}"
             )
@@ -242,13 +242,13 @@ class Trainer:
         self.report.evaluate()
         self.report.sample()
         if self.training.images < self.config.images:
-            self.report.say(
+            self.report.print(
                 f"the time limit of {self.config.max_minutes:g} minutes came before {self.config.images:,} images. "
                 f"{self._how_to_go_on()}"
             )
-        self.report.say(
+        self.report.print(
             f"done: {self.training.images:,} images in {self.stopwatch.seconds / 60:.1f} minutes\n"
-            f"samples: {self.report.sheet()}\nmodel: {path}"
+            f"samples: {self.report.sample_path()}\nmodel: {path}"
         )
         return True
 

@@ -94,7 +94,7 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-def sameness(images: Tensor, z: Tensor) -> Tensor:
+def diversity_loss(images: Tensor, z: Tensor) -> Tensor:
     """How much closer than their latents two images are: mean of max(0, 1 - |x - x'| / |z - z'|) over pairs.
 
     The diversity-sensitive term of Yang et al. (2019), with root-mean-square distances and its bound at 1. A pair is
@@ -231,8 +231,8 @@ class Objectives:
         total = generator_loss(logits, real_logits, loss.kind)
         scalars = {"g_loss": total}
         if loss.diversity > 0:
-            scalars["sameness"] = sameness(images, draws["z"])
-            total = total + loss.diversity * scalars["sameness"]
+            scalars["diversity_loss"] = diversity_loss(images, draws["z"])
+            total = total + loss.diversity * scalars["diversity_loss"]
         return total, {name: value.detach() for name, value in scalars.items()}
 
 

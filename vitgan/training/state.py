@@ -21,7 +21,7 @@ HISTORY_TURNOVER = 0.01
 """Chance of an image of the history to give its place to a new one at a step: they are 100 steps old on average."""
 
 
-class Adversarial:
+class GANState:
     """Generator, discriminator, their optimisers, the averaged generator, and the random numbers of training.
 
     Attributes:
@@ -142,7 +142,7 @@ class Adversarial:
                 slots.setdefault(int(index), {})[slot] = tensor
             optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
         self.random.set_state(tensors["random"])
-        self.history = self.ranks.mine(tensors["history"]).to(self.device) if "history" in tensors else None
+        self.history = self.ranks.shard(tensors["history"]).to(self.device) if "history" in tensors else None
         self.steps = values["steps"]
 
     def _networks(self) -> dict[str, nn.Module]:
@@ -205,7 +205,7 @@ class Adversarial:
                 numbers = torch.rand(shape, generator=self.random, device=self.device) * 2 - 1
             else:
                 numbers = self.augment.draw(count, self.random)
-            drawn[name] = self.ranks.mine(numbers)
+            drawn[name] = self.ranks.shard(numbers)
         return drawn
 
     def _parts(
@@ -224,15 +224,15 @@ class Adversarial:
     def _remember(self, fake: Tensor) -> None:
         """Give some places of the history to new images; the first batch takes all."""
         chance = torch.rand(self.config.batch_size, 1, 1, 1, generator=self.random, device=self.device)
-        new = self.ranks.mine(chance) < HISTORY_TURNOVER
+        new = self.ranks.shard(chance) < HISTORY_TURNOVER
         self.history = fake.clone() if self.history is None else torch.where(new, fake, self.history)
 
     def _check_batch(self) -> None:
         config = self.config
-        parts = config.accumulate * self.ranks.count
+        parts = config.accumulate * self.ranks.world_size
         if config.batch_size % parts:
             raise InputError(
-                f"a batch of {config.batch_size} cannot be shared out among {self.ranks.count} processes in "
+                f"a batch of {config.batch_size} cannot be shared out among {self.ranks.world_size} processes in "
                 f"{config.accumulate} parts each: make --batch-size a multiple of {parts}, or --accumulate smaller"
             )
         together = math.lcm(images_compared(config), 2 if config.loss.diversity > 0 else 1)

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 TRACE = "profile.json"
 WAIT, WARM_UP, STEPS = 2, 1, 3
 """Steps left out (they allocate and, if asked for, compile), steps to warm the tracer up, and steps traced."""
-OWN = "vitgan: "
+PREFIX = "vitgan: "
 
 
 class StepTracer:
@@ -60,8 +60,8 @@ class StepTracer:
             name = f"{'self_' if own else ''}{'device' if self.on_cuda else 'cpu'}_time_total"
             return float(getattr(event, name)) / 1000 / STEPS
 
-        ours = {e.key.removeprefix(OWN): total(e, own=False) for e in events if e.key.startswith(OWN)}
-        operators = [(e.key, total(e, own=True)) for e in events if not e.key.startswith((OWN, "ProfilerStep"))]
+        ours = {e.key.removeprefix(PREFIX): total(e, own=False) for e in events if e.key.startswith(PREFIX)}
+        operators = [(e.key, total(e, own=True)) for e in events if not e.key.startswith((PREFIX, "ProfilerStep"))]
         table = Table(
             "part",
             "ms a step",

@@ -27,7 +27,7 @@ class Replay(Generator):
 
 
 def floor(evaluator: Evaluator) -> float:
-    distance = evaluator.floor()
+    distance = evaluator.real_vs_real()
     assert distance is not None
     return distance
 
@@ -89,7 +89,7 @@ def test_data_without_modes_and_smaller_than_asked_for_is_served() -> None:
     evaluator = Evaluator(dataset(), samples=64, seed=0)
     scores = evaluator(Generator(nano().generator, image_size=8))
     assert scores.keys() == {"sliced_wasserstein", "diversity"}
-    assert evaluator.floor() is None
+    assert evaluator.real_vs_real() is None
 
 
 def test_evaluations_repeat() -> None:

@@ -69,7 +69,7 @@ def test_scores_are_named_after_their_network_and_never_fid_unless_on_inception(
 @pytest.mark.parametrize(("samples", "warned"), [(12, True), (13, False)])
 def test_fewer_images_than_features_call_for_caution(samples: int, warned: bool, tmp_path: Path) -> None:
     """Pixels has twelve features: the covariance of as many images has no full rank."""
-    caution = Scorer(Shapes(32, size=60), Pixels(), samples=samples, cache=tmp_path).caution()
+    caution = Scorer(Shapes(32, size=60), Pixels(), samples=samples, cache=tmp_path).warning()
     assert (caution is not None) == warned
     if caution:
         assert caution.startswith("12 images are too few for the covariance of 12 features")

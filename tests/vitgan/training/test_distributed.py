@@ -150,7 +150,7 @@ def test_a_signal_to_one_process_ends_both_in_order(pair: list[subprocess.Popen[
 
 def test_parts_of_a_batch_are_shared_out_whole_and_without_overlap() -> None:
     whole = batch(0)
-    parts = [Ranks(rank, 2).mine(whole) for rank in range(2)]
+    parts = [Ranks(rank, 2).shard(whole) for rank in range(2)]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -158,7 +158,7 @@ def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with torchrun_ranks() as ranks:
         assert ranks == Ranks(0, 1)
-        assert ranks.is_first
-        assert ranks.greatest(2) == 2
-        assert ranks.same("x") == "x"
+        assert ranks.is_main
+        assert ranks.max(2) == 2
+        assert ranks.broadcast("x") == "x"
         assert ranks.mean({"a": 1.0}) == {"a": 1.0}

@@ -11,7 +11,7 @@ from tests.vitgan.helpers import batch, dataset, everything, nano
 from vitgan.config import LossConfig
 from vitgan.data import BatchStream, DeviceDataset, keep_on_device
 from vitgan.training.augment import AugmentConfig
-from vitgan.training.state import Adversarial
+from vitgan.training.state import GANState
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -23,7 +23,7 @@ def trained(steps: int = STEPS, **options: Any) -> tuple[list[dict[str, Tensor]]
     """What is logged, read only in the end, and every tensor of the training."""
     augment = AugmentConfig(scaling=0)  # its gradient does not repeat bit for bit on CUDA
     config = nano(loss=LOSS, augment=augment, device="cuda", bf16=False, **options)
-    state = Adversarial(config, torch.device("cuda"))
+    state = GANState(config, torch.device("cuda"))
     logged = [state.step(batch(number).cuda()) for number in range(steps)]
     return logged, everything(state)
 

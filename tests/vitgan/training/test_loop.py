@@ -20,8 +20,8 @@ from vitgan.errors import CheckpointError, TrainingError
 from vitgan.training.checkpoint import list_checkpoints, only_process_in
 from vitgan.training.distributed import Ranks
 from vitgan.training.logging import read_metrics
-from vitgan.training.loop import Ending
-from vitgan.training.state import Adversarial
+from vitgan.training.loop import StopReason
+from vitgan.training.state import GANState
 
 
 def test_a_run_leaves_configuration_numbers_pictures_and_checkpoints(tmp_path: Path) -> None:
@@ -169,21 +169,21 @@ def test_processes_go_by_the_first_one_s_clock(tmp_path: Path, monkeypatch: pyte
     told: list[int] = []
 
     class Second(Ranks):
-        is_first = False
+        is_main = False
 
-        def mine(self, batch: torch.Tensor) -> torch.Tensor:
+        def shard(self, batch: torch.Tensor) -> torch.Tensor:
             return batch
 
-        def greatest(self, number: int) -> int:
+        def max(self, number: int) -> int:
             told.append(number)
-            return Ending.TIME if len(told) == 3 else Ending.NONE
+            return StopReason.TIME if len(told) == 3 else StopReason.NONE
 
     for index, minutes in enumerate((1e-6, 60.0)):
         told.clear()
         job, _ = trainer(tmp_path / str(index), max_minutes=minutes)
         monkeypatch.setattr(job, "ranks", Second())
         assert job.train()
-        assert told == [Ending.NONE] * 3
+        assert told == [StopReason.NONE] * 3
 
 
 def test_the_device_s_time_is_the_steps_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_run_directories_are_numbered_and_never_reused(tmp_path: Path) -> None:
         new_run_directory(nano(out=first))
 
 
-def stop_after_steps(training: Adversarial, steps: int, stop: Any) -> None:
+def stop_after_steps(training: GANState, steps: int, stop: Any) -> None:
     original = training.step
 
     def step(real: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
