@@ -13,6 +13,7 @@ from vitgan.devices import SEEDS, another_seed
 from vitgan.files import from_uint8
 from vitgan.metrics.scores import Evaluator, Scorer
 from vitgan.models import Generator, GeneratorConfig
+from vitgan.models.base import Labels
 
 
 class Replay(Generator):
@@ -65,7 +66,7 @@ class ByClass(Generator):
     def synthesise(self, w: Tensor) -> Tensor:
         return torch.stack([self.by_class[int(label)][0] for label in w[:, 0]])
 
-    def map_latents(self, count: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
+    def map_latents(self, count: int, *, seed: int = 0, labels: Labels | None = None) -> Tensor:
         drawn = self._labels(count, seed, labels)
         assert drawn is not None
         return drawn.float().unsqueeze(1).expand(-1, self.latent_dim)

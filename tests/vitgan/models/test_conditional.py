@@ -60,6 +60,7 @@ def test_samples_of_a_class_of_random_classes_and_of_none(kind: str) -> None:
         with pytest.raises(ValueError, match="numbers from 0 to 2"):
             generator.sample(5, labels=torch.tensor(bad))
     assert torch.equal(one, generator.sample(5, seed=1, labels=[2]))
+    none: Any
     for none in ([0.5], [True], ["a"], torch.tensor([1.0])):
         with pytest.raises(TypeError, match="labels must be whole numbers, got"):
             generator.sample(1, labels=none)

@@ -18,6 +18,10 @@ Calls = list[int]
 class Branches(nn.Module):
     """Features, a head, and a branch that only labels need."""
 
+    body: Any  # a layer whose weight is parametrised, which its type does not know
+    head: Any
+    labels: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.body, self.head, self.labels = nn.Linear(8, 6), nn.Linear(6, 3), nn.Linear(5, 6)
@@ -81,7 +85,7 @@ def test_a_forward_moves_the_vectors_of_the_layers_that_it_trains(
         assert moved(model, before) == used
     assert calls[-1] == len(used), "the layers in one state are computed together, and no others"
     for name in used:  # the output depends on each by the weight of its present vectors
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         slope = torch.autograd.grad(out.sum(), [layer.parametrizations.weight.original], retain_graph=True)[0]
         assert slope.abs().max() > 0
     h = nn.functional.linear(X, model.body.weight, model.body.bias).tanh()
@@ -170,7 +174,7 @@ def test_a_model_made_on_the_meta_device(improved: bool) -> None:
 @pytest.mark.parametrize("improved", [True, False])
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e19, 1e30])
 def test_weights_of_any_size_in_float32(size: float, improved: bool, backend: str) -> None:
-    layer = nn.Sequential(nn.Linear(6, 5, bias=False))
+    layer: Any = nn.Sequential(nn.Linear(6, 5, bias=False))
     weight = torch.randn(5, 6)
     layer[0].weight = nn.Parameter(weight * size)
     group = SpectralNormGroup(layer, improved=improved, backend=backend)

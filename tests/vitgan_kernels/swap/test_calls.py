@@ -115,7 +115,8 @@ def test_the_signature_of_the_original_stays() -> None:
 
 
 def test_a_hook_inside_a_stack_is_seen_at_each_call() -> None:
-    model, x, seen = stack(), torch.randn(5, 2), []
+    model: Any = stack()
+    x, seen = torch.randn(5, 2), list[int]()
     expected = model(x)
     assert swap(model).rows[0].swapped
     handle = model[1].linear.register_forward_hook(lambda *_: seen.append(1))
@@ -143,7 +144,7 @@ def test_whether_a_siren_is_swapped_does_not_depend_on_the_seed(make: Callable[[
 
 
 def test_a_frequency_that_is_not_the_one_used_is_found() -> None:
-    class Deaf(theirs.SineLayer):  # type: ignore[name-defined, misc]
+    class Deaf(theirs.SineLayer):
         def forward(self, x: Tensor) -> Tensor:
             return torch.sin(30 * self.linear(x))
 

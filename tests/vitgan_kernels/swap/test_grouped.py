@@ -164,7 +164,7 @@ def leaves(tree: Any) -> list[Tensor]:
     return [tree] if isinstance(tree, Tensor) else [leaf for part in tree for leaf in leaves(part)]
 
 
-Way = Callable[[nn.Module, Tensor], Any]
+Way = Callable[[Any, Tensor], Any]
 WAYS: dict[str, Way] = {
     "grad": lambda m, x: torch.func.grad(lambda x: m(x).square().sum())(x),
     "jvp": lambda m, x: torch.func.jvp(m, (x,), (x,)),
