@@ -45,7 +45,7 @@ def test_ours_that_fails_is_a_failed_test_and_the_others_are_recorded(tmp_path: 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_keeps_the_rows_so_far(how: signal.Signals, tmp_path: Path) -> None:
     path, reached = tmp_path / "first.json", tmp_path / "reached"
-    wait = f"os.mkfifo({str(reached)!r}); open({str(reached)!r}, 'w'); time.sleep(600)"
+    wait = f"os.mkfifo({str(reached)!r}); pipe = open({str(reached)!r}, 'w'); time.sleep(600)"
     before = f"import os, time\n    if case == 'c': {wait}"
     folder = suite(tmp_path / "toys", before)
     process = subprocess.Popen(command(folder, f"--benchmark-json={path}"), cwd=ROOT, stdout=subprocess.DEVNULL)
