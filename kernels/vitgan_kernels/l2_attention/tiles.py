@@ -73,12 +73,12 @@ def tiled(kernel: str, shape: Shape) -> dict[str, int]:
         table = TILED_CUDA_FLOAT32 if triton_support.generation() < 10 else TILED_BLACKWELL_FLOAT32
     rows, keys, warps = table[kernel][width]
     tile = {"ROWS": rows, "KEYS": keys, "CHUNK": CHUNK[shape.itemsize], "num_warps": warps, "num_stages": 1}
-    return tile | _registers(shape)
+    return tile | _registers(shape, kernel)
 
 
-def _registers(shape: Shape) -> dict[str, int]:
+def _registers(shape: Shape, kernel: str = "") -> dict[str, int]:
     """All registers, where the CUDA assembler would spill a few of them for the sake of one more block at a time."""
-    crowded = shape.euclidean or shape.itemsize > 2 or max(shape.d, shape.e) > CHUNK[2]
+    crowded = shape.euclidean or shape.itemsize > 2 or max(shape.d, shape.e) > CHUNK[2] or kernel == "backward_tied"
     return {"maxnreg": 255} if crowded and triton_support.target() == "cuda" else {}
 
 
