@@ -326,7 +326,8 @@ def test_interpolation_walks_round_through_its_stops() -> None:
     torch.testing.assert_close(walk[::3], stops)
     points = generator.mapping(generator.latents(4, seed=5))
     torch.testing.assert_close(walk[11:], generator.render(points[3:].lerp(points[:1], 2 / 3)), rtol=1e-4, atol=1e-5)
-    assert generator.render(generator.walk(0)).shape == (0, 3, 6, 6)
+    with pytest.raises(ValueError, match="at least 1 image and 1 stop, got 0 and 4"):
+        generator.walk(0)
     assert generator.render(generator.walk(3, stops=1)).shape == (3, 3, 6, 6)
 
 
