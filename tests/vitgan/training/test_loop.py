@@ -310,6 +310,7 @@ def test_wandb_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypa
 def test_wandb_without_a_key_is_one_line_before_a_run_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
